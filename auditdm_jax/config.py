@@ -1,0 +1,145 @@
+"""Settings of the three commands: frozen dataclasses, read by tyro, checked before anything is computed."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from auditdm_jax.errors import UserError
+from auditdm_jax.prompts import QUESTION_INSTRUCTION
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What a question earns."""
+
+    agreement: float = 1.0
+    """Share of the references that must give the same answer for it to be the consensus; 1 = unanimous."""
+    diversity: float = 3.0
+    """c in 1 / (1 + c * relative frequency): how much less an often-asked question earns; 0 = nothing less."""
+    ngram: int = 2
+    """Length, in tokens, of the parts of a question whose frequency is counted for diversity."""
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """Policy-gradient settings, by the names and conventions of the field."""
+
+    num_generations: int = 8
+    """G: questions sampled for each image; the advantage compares them with each other."""
+    num_iterations: int = 1
+    """Updates made with each batch of questions."""
+    beta: float = 0.1
+    """Weight of the KL divergence to the auditor before training."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k2"
+    """k2's gradient is that of the reverse KL; k3's is that of the forward KL."""
+    epsilon: float = 0.2
+    """Clip range of the probability ratio, below one."""
+    epsilon_high: float = 0.2
+    """Clip range of the probability ratio, above one."""
+    scale_rewards: Literal["group", "batch", "none"] = "none"
+    """Which standard deviation advantages are divided by."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo"] = "dr_grpo"
+    """How token losses are averaged."""
+    temperature: float = 1.0
+    """Sampling temperature of the auditor; log-probabilities are taken at the same one."""
+    learning_rate: float = 1e-3
+    """Peak of the learning rate (AdamW); linear warm-up over a tenth of the steps, then cosine to a third."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+
+    def __post_init__(self) -> None:
+        if self.num_generations < 2:
+            raise UserError(f"num-generations is {self.num_generations}: a group needs 2 questions or more to compare")
+        if self.temperature <= 0:
+            raise UserError(f"temperature is {self.temperature}: sampling needs more than 0")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Zoo names, checkpoint directories or hub ids."""
+
+    auditor: str = "auditor"
+    """The model that learns to ask."""
+    target: str = "target-s"
+    """The model whose failures are sought."""
+    references: tuple[str, ...] = ("reference-a", "reference-b", "reference-c")
+    """The ensemble whose agreement is taken for the truth."""
+    verifier: str = "verifier"
+    """Judges discoveries where no oracle can; takes no part in training."""
+
+    def __post_init__(self) -> None:
+        if self.target in self.references:
+            raise UserError(f"the references contain the target {self.target!r}: leave it out, it cannot contradict itself")
+        if not self.references:
+            raise UserError("references is empty: name at least one model (two or more are needed for agreement)")
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where a run lives."""
+
+    name: str = "default"
+    """Name of the run: a folder under `out`."""
+    out: str = "runs"
+    """Folder of all runs."""
+    seed: int = 0
+    """Seeds everything that is drawn."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunPaths):
+    """Train an auditor to ask what the target gets wrong while the references agree."""
+
+    steps: int = 400
+    """Updates of the auditor."""
+    images: tuple[str, ...] = ()
+    """Folder, globs, Parquet file or data set of images; without it, the embedded world of scenes."""
+    images_per_step: int = 16
+    """B: images a step asks about."""
+    models: Models = field(default_factory=Models)
+    reward: Reward = field(default_factory=Reward)
+    grpo: GRPO = field(default_factory=GRPO)
+    instruction: str = QUESTION_INSTRUCTION
+    """p_q: what the auditor is told."""
+    max_question_tokens: int = 16
+    """Questions that have not ended by then are over-long and earn nothing."""
+    max_answer_tokens: int = 3
+    """Answers are cut there."""
+    lora_rank: int = 0
+    """Rank of the low-rank adapters that train; 0 trains all parameters."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen models and of the computation."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    probe_every: int = 50
+    """Steps between two measurements of claimed and verified success on images held out from training."""
+    checkpoint_every: int = 100
+    """Steps between two checkpoints."""
+    resume: bool = False
+    """Go on from the newest checkpoint of this run."""
+    overwrite: bool = False
+    """Begin again where this name already has a run."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens", "probe_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class AuditConfig(RunPaths):
+    """One pass of the trained auditor over unseen images: what the target is bad at."""
+
+    images: tuple[str, ...] = ()
+    """As for train; without it, test scenes."""
+    questions: int = 2000
+    """How many images are asked about, one question each."""
+
+
+@dataclass(frozen=True)
+class RectifyConfig(RunPaths):
+    """Fine-tune the target on the discoveries; evaluate before, after, and beside a control."""
+
+    discoveries: str = ""
+    """A discoveries file; by default the run's own."""
+    steps: int = 400
+    """Updates in each arm."""

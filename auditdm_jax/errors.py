@@ -1,0 +1,68 @@
+"""[host] Errors that a user can cause and mend, told in one line instead of a traceback."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class UserError(Exception):
+    """Something the user can mend: "what is wrong; how to mend it"."""
+
+
+def one_line(text: object, limit: int | None = None) -> str:
+    """Makes text from a file, a model or a user safe to print on one line.
+
+    Whitespace is folded; whatever a terminal would obey instead of show (control characters, escape
+    sequences, direction marks) and what cannot be encoded is written as an escape: `"a\\x1b[2J"`
+    becomes `a\\x1b[2J`. Text over `limit` characters is cut and ends in "...".
+    """
+    folded = " ".join(str(text).split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in folded)
+    return shown if limit is None or len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True where `error` says that no more can be written.
+
+    Libraries that write through native code raise a ValueError or RuntimeError with only the system's
+    words in it, so the words are looked at too.
+    """
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return True
+    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
+
+
+def disk_full(place: object) -> UserError:
+    """The error for a disk that filled up while `place` was written."""
+    return UserError(
+        f"the disk is full: {one_line(place)} could not be written; free some space and run again "
+        "(what was saved before is whole)"
+    )
+
+
+def run_cli(main: Callable[[], object]) -> None:
+    """Runs `main`, the body of a command, and turns errors a user can mend into one line on stderr.
+
+    Exits with 2 after a UserError, a full disk, or a file that may not be read or written; with 130
+    after Ctrl-C. Any other exception is a defect of this program and keeps its traceback.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        _fail("stopped by the keyboard", 130)
+    except UserError as error:
+        _fail(str(error), 2)
+    except Exception as error:
+        if is_disk_full(error):
+            _fail(str(disk_full(getattr(error, "filename", None) or "a file")), 2)
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+            place = getattr(error, "filename", None) or "a file"
+            _fail(f"no permission to use {place}; change its permissions or choose another place", 2)
+        raise
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    sys.exit(status)

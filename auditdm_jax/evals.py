@@ -1,0 +1,79 @@
+"""Greedy answers of a model to many questions, and its accuracy by skill with intervals."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from auditdm_jax.answers import normalize
+from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
+from auditdm_jax.models.vlm import VLM
+from auditdm_jax.prompts import PromptTemplate, fill, template_for
+from auditdm_jax.sampling import Completions, sample
+
+
+@partial(jax.jit, static_argnames=("config", "template", "max_new_tokens"))
+def greedy_answers(
+    params, config: VLMConfig, template: PromptTemplate, images, question_ids, question_mask, *, max_new_tokens: int
+) -> Completions:
+    """uint8 images [B, H, W, 3] and one tokenized question each ([B, T]) -> completions [B, 1, max_new_tokens]."""
+    features = encode_images(params, config, preprocess_on_device(config, images))
+    prompt = fill(template, question_ids, question_mask, config.pad_token_id)
+    key = jax.random.key(0)  # greedy decoding draws nothing
+    return sample(
+        params, config, prompt, features, key, num_generations=1, max_new_tokens=max_new_tokens, temperature=0.0
+    )
+
+
+class Answerer:
+    """Greedy answers in compiled batches of one shape. Images are uint8 at the model's own size."""
+
+    def __init__(self, vlm: VLM, max_question_tokens: int = 16, max_new_tokens: int = 3, batch_size: int = 256):
+        self.vlm, self.template = vlm, template_for(vlm)
+        self.max_question, self.max_new, self.batch_size = max_question_tokens, max_new_tokens, batch_size
+
+    def __call__(self, images: np.ndarray, questions: Sequence[str], progress: str = "") -> list[str]:
+        """images: uint8 [N, H, W, 3]; questions: N strings, cut at the longest question allowed. Answers: N strings."""
+        config, answers = self.vlm.config, []
+        starts = range(0, len(questions), self.batch_size)
+        for start in tqdm(starts, desc=progress, disable=not progress, leave=False):
+            rows = slice(start, start + self.batch_size)
+            tokens = self.vlm.tokenizer(list(questions[rows]), add_special_tokens=False)["input_ids"]
+            size = len(tokens)
+            ids = np.full((self.batch_size, self.max_question), config.pad_token_id, np.int32)
+            mask = np.zeros((self.batch_size, self.max_question), bool)
+            for i, row in enumerate(tokens):
+                row = row[: self.max_question]
+                ids[i, : len(row)], mask[i, : len(row)] = row, True
+            pictures = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
+            pictures[:size] = images[rows]
+            done = greedy_answers(
+                self.vlm.params, config, self.template, pictures, ids, mask, max_new_tokens=self.max_new
+            )
+            answer_ids, answer_mask = np.asarray(done.ids[:size, 0]), np.asarray(done.mask[:size, 0])
+            kept = [row[keep].tolist() for row, keep in zip(answer_ids, answer_mask, strict=True)]
+            answers += self.vlm.tokenizer.batch_decode(kept, skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % Wilson score interval of a rate; (0, 1) where nothing was tried."""
+    if n == 0:
+        return 0.0, 1.0
+    rate, scale = successes / n, 1 + z * z / n
+    middle = (rate + z * z / (2 * n)) / scale
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / scale
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def accuracy(answers: Sequence[str], truths: Sequence[str], skills: Sequence[str]) -> dict:
+    """{"overall", "n", "ci_low", "ci_high", "per_skill": {skill: rate}}: exact match after normalisation."""
+    right = np.array([normalize(a) == normalize(t) for a, t in zip(answers, truths, strict=True)])
+    names = np.array(skills)
+    low, high = wilson(int(right.sum()), len(right))
+    per_skill = {skill: float(right[names == skill].mean()) for skill in sorted(set(skills))}
+    return {"overall": float(right.mean()), "n": len(right), "ci_low": low, "ci_high": high, "per_skill": per_skill}
+

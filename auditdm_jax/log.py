@@ -1,0 +1,60 @@
+"""[host] What a training run shows and writes: progress bar, metrics.jsonl, TensorBoard."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from auditdm_jax.errors import UserError
+from auditdm_jax.files import append_jsonl, rewind_jsonl
+
+
+class Log:
+    """Use as a context manager. Rows after step `first` of an interrupted run are dropped, so no step stands twice."""
+
+    def __init__(self, run: Path, first: int, steps: int):
+        self.path = run / "metrics.jsonl"
+        rewind_jsonl(self.path, first)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first)
+        self.bar = tqdm(total=steps, initial=first, desc="compiling", unit="step", smoothing=0.05)
+        self.pending: tuple[int, dict[str, Any]] | None = None
+        self.shown: dict[str, float] = {}
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self.bar.close()
+        self.board.close()
+
+    def step(self, number: int, metrics: dict[str, Any]) -> None:
+        """Metrics of update `number`, still on the device: they are read one step later, so nothing waits for them."""
+        self.flush()
+        self.pending = (number, metrics)
+
+    def flush(self) -> None:
+        """Reads and writes the metrics that are pending. Raises UserError where one is not finite, naming it."""
+        if self.pending is None:
+            return
+        (number, metrics), self.pending = self.pending, None
+        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name, value in row.items():
+            if not np.isfinite(value):
+                raise UserError(f"{name} is {value} at step {number}; lower the learning rate, and --resume")
+        self.shown["claimed"] = 0.95 * self.shown.get("claimed", row["outcome/claimed"]) + 0.05 * row["outcome/claimed"]
+        self.write(number, row)
+        self.bar.set_description("training")
+        self.bar.update()
+
+    def write(self, number: int, row: dict[str, float]) -> None:
+        """One row of metrics.jsonl and of TensorBoard."""
+        append_jsonl(self.path, {"step": number, **row})
+        for name, value in row.items():
+            self.board.add_scalar(name, value, number)
+        if "heldout/verified" in row:
+            self.shown["verified"] = row["heldout/verified"]
+        self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.shown.items()})

@@ -1,0 +1,82 @@
+"""[jit] Building blocks of the vision tower and the decoder: linear maps, norms and the scan over layers.
+
+A linear map is a dictionary `{"kernel": [in, out]}` with an optional `"bias": [out]`. Low-rank adapters are
+grafted into the same dictionary as `"lora_a": [in, rank]` and `"lora_b": [rank, out]` (see `lora.py`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+Params = dict[str, Any]
+
+# Up to this depth the scan over layers is unrolled: a few small layers run faster without a loop around them,
+# while deep models must compile in the time of one layer.
+UNROLL_UP_TO = 8
+
+
+def dense(p: Params, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+    """`x @ kernel (+ bias) (+ (x @ lora_a) @ lora_b)` in the dtype of `x`."""
+    # One batch axis: with several, the gradient of the kernel is a slower contraction on CPUs.
+    flat = x.reshape(-1, x.shape[-1])
+    y = flat @ p["kernel"]
+    if "lora_a" in p:
+        y = y + (flat @ p["lora_a"].astype(x.dtype)) @ p["lora_b"].astype(x.dtype)
+    if "bias" in p:
+        y = y + p["bias"]
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def rms_norm(p: Params, x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
+    """Gemma's root-mean-square norm: computed in float32, and the stored scale is an offset from one."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * (1.0 + p["scale"].astype(jnp.float32))).astype(x.dtype)
+
+
+def layer_norm(p: Params, x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
+    """Layer norm with scale and bias, computed in float32."""
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * p["scale"].astype(jnp.float32) + p["bias"].astype(jnp.float32)).astype(x.dtype)
+
+
+def gelu(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    """The tanh approximation, as both families were trained with."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def scan_layers(
+    body: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    stacked: PyTree[Array],
+    *,
+    remat: bool = False,
+    unroll: int | None = None,
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` of `body` over the leading layer axis L of `stacked`.
+
+    remat: recompute each layer's activations in the backward pass instead of storing them.
+    unroll: how many layers one iteration holds; by default all of them up to `UNROLL_UP_TO` layers, else one.
+    """
+    length = jax.tree.leaves(stacked)[0].shape[0]
+    if unroll is None:
+        unroll = length if length <= UNROLL_UP_TO else 1
+    if remat:
+        # Inside a real loop nothing could merge the recomputation with the forward pass, so the barrier that
+        # prevents it is needed only where the loop is unrolled.
+        body = jax.checkpoint(body, prevent_cse=unroll > 1)
+    return jax.lax.scan(body, carry, stacked, unroll=unroll)
+
+
+def random_dense(key: Array, shape: tuple[int, ...], dtype: Any, *, bias: bool = False) -> Params:
+    """A linear map `[..., in, out]` with normal weights of variance 1 / in, and a zero bias if asked for."""
+    kernel = jax.random.normal(key, shape, jnp.float32) * shape[-2] ** -0.5
+    p = {"kernel": kernel.astype(dtype)}
+    if bias:
+        p["bias"] = jnp.zeros((*shape[:-2], shape[-1]), dtype)
+    return p

@@ -1,0 +1,60 @@
+"""[jit] Low-rank adapters (Hu et al., "LoRA", 2021) of the decoder as a second, small pytree.
+
+An adapted map computes `x @ kernel + (x @ a) @ b`. The usual factor alpha / rank is folded into the initial
+`a`, so adapters need no settings beside their arrays. Adapters keep float32 over bfloat16 kernels, for the
+optimizer's sake.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from auditdm_jax.errors import UserError
+from auditdm_jax.models.layers import Params
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def init(
+    key: Array, params: Params, rank: int, targets: tuple[str, ...] = TARGETS, *, alpha: float | None = None
+) -> Params:
+    """Adapters for the named maps of every decoder layer: `{target: {"lora_a": ..., "lora_b": ...}}`.
+
+    lora_a is float32 `[L, in, rank]`, normal; lora_b is `[L, rank, out]`, zero, so that the adapted model
+    starts as the base. alpha: the update is scaled by alpha / rank; by default alpha = rank.
+    Raises UserError for an unknown target or a rank below 1.
+    """
+    unknown = set(targets) - set(TARGETS)
+    if unknown or not targets:
+        raise UserError(
+            f"no LoRA target {', '.join(sorted(unknown)) or 'given'}; choose from {', '.join(TARGETS)}"
+        )
+    if rank < 1:
+        raise UserError(f"LoRA rank {rank} is too small; choose 1 or more")
+    scale = 1.0 if alpha is None else alpha / rank
+    adapters = {}
+    for target, target_key in zip(targets, jax.random.split(key, len(targets)), strict=True):
+        depth, fan_in, fan_out = params["text"]["layers"][target]["kernel"].shape
+        a = jax.random.normal(target_key, (depth, fan_in, rank)) * (scale * fan_in**-0.5)
+        adapters[target] = {"lora_a": a, "lora_b": jnp.zeros((depth, rank, fan_out))}
+    return adapters
+
+
+def attach(params: Params, adapters: Params) -> Params:
+    """The tree with adapters grafted in; it shares every array with both arguments."""
+    layers = dict(params["text"]["layers"])
+    for target, adapter in adapters.items():
+        layers[target] = layers[target] | adapter
+    return params | {"text": params["text"] | {"layers": layers}}
+
+
+def merge(params: Params, adapters: Params) -> Params:
+    """The tree with adapters folded into the kernels, `kernel + a @ b` in float32, in the kernels' dtype."""
+    layers = dict(params["text"]["layers"])
+    for target, adapter in adapters.items():
+        kernel = layers[target]["kernel"]
+        update = jnp.einsum("lir,lro->lio", adapter["lora_a"], adapter["lora_b"], precision="highest")
+        layers[target] = layers[target] | {
+            "kernel": (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
+        }
+    return params | {"text": params["text"] | {"layers": layers}}

@@ -1,0 +1,111 @@
+"""Prompt formats: how each family is asked about an image, as strings [host] and as token arrays [jit].
+
+PaliGemma 2 reads the image's tokens, a begin token, `answer en <question>` and a line break; Gemma 3 its chat
+template with the image before the question. `PromptTemplate` holds the same format as tokens around a
+question, so that a sampled question becomes a prompt on the device, without a string.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from auditdm_jax.errors import UserError
+from auditdm_jax.sampling import Prompt
+
+if TYPE_CHECKING:
+    from auditdm_jax.models.vlm import VLM
+
+# Stands where the question goes; no tokenizer sees it.
+_QUESTION = "\x00question\x00"
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTemplate:
+    """A prompt with a hole: int32 token ids before it, the image's placeholders included, and after it."""
+
+    prefix_ids: np.ndarray
+    suffix_ids: np.ndarray
+
+
+def answer_text(family: str, processor: Any, question: str) -> str:
+    """The text to give to the family's processor with one image.
+
+    Raises UserError if a Gemma 3 processor has no chat template.
+    """
+    if family == "paligemma":
+        return f"{processor.image_token}answer en {question}"
+    if getattr(processor, "chat_template", None) is None and processor.tokenizer.chat_template is None:
+        raise UserError(
+            "the Gemma 3 processor has no chat template; add chat_template.jinja to its directory"
+        )
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    # A template kept by the tokenizer alone is an older layout; both read the same turns.
+    owner = processor if getattr(processor, "chat_template", None) is not None else processor.tokenizer
+    return owner.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+
+
+def expanded_text(family: str, processor: Any, text: str) -> str:
+    """The string that the processor tokenizes for `text`: with all placeholders of the image."""
+    if family == "paligemma":
+        question = text.removeprefix(processor.image_token)
+        return (
+            f"{processor.image_token * processor.image_seq_length}{processor.tokenizer.bos_token}{question}\n"
+        )
+    return text.replace(processor.boi_token, processor.full_image_sequence)
+
+
+def token_ids(tokenizer: Any, text: str) -> np.ndarray:
+    """Tokens of an expanded text, int32; the begin token is written in the text and is not added twice."""
+    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+def template_for(vlm: "VLM", before: str = "", after: str = "") -> PromptTemplate:
+    """The model's answering format around `before <question> after`.
+
+    The two sides are tokenized apart. With a word-level tokenizer, a filled template equals the tokenized
+    string if the question is set off by white space; others may cut the word at the seam differently, the
+    text being the same.
+    """
+    text = answer_text(vlm.config.family, vlm.processor, f"{before}{_QUESTION}{after}")
+    prefix, _, suffix = expanded_text(vlm.config.family, vlm.processor, text).partition(_QUESTION)
+    return PromptTemplate(token_ids(vlm.tokenizer, prefix), token_ids(vlm.tokenizer, suffix))
+
+
+def fill(
+    template: PromptTemplate, question_ids: Int[Array, "B T"], question_mask: Bool[Array, "B T"], pad_id: int
+) -> Prompt:
+    """Prefix, question and suffix without gaps, padded on the right to P = prefix + T + suffix.
+
+    question_ids: padded on the right; question_mask: True on the question's own tokens (not on an end token).
+
+    Example: prefix (7,), suffix (8, 9), question (4, 5, pad) -> 7 4 5 8 9 pad, mask 1 1 1 1 1 0.
+    """
+    batch, width = question_ids.shape
+    before, after = len(template.prefix_ids), len(template.suffix_ids)
+    prefix = jnp.broadcast_to(jnp.asarray(template.prefix_ids), (batch, before))
+    suffix = jnp.broadcast_to(jnp.asarray(template.suffix_ids), (batch, after))
+    source = jnp.concatenate([prefix, question_ids.astype(jnp.int32), suffix], axis=1)
+    question_end = before + question_mask.sum(axis=1, keepdims=True)
+    place = jnp.arange(before + width + after)
+    # Beyond the question's end, jump over its padding to the suffix.
+    index = jnp.where(place < question_end, place, place + (before + width - question_end))
+    mask = place < question_end + after
+    ids = jnp.take_along_axis(source, jnp.minimum(index, source.shape[1] - 1), axis=1)
+    return Prompt(input_ids=jnp.where(mask, ids, pad_id), attention_mask=mask)
+
+
+QUESTION_INSTRUCTION = "Ask a short question about this image that is hard to answer."
+"""p_q, what the auditor is told by default (the paper's wording is not known)."""
+
+
+def instruction_template(vlm: "VLM", instruction: str) -> PromptTemplate:
+    """An auditor's prompt, the image and the instruction: all prefix, no hole."""
+    if vlm.config.family == "paligemma":
+        text = f"{vlm.processor.image_token}{instruction}"
+    else:
+        text = answer_text(vlm.config.family, vlm.processor, instruction)
+    expanded = expanded_text(vlm.config.family, vlm.processor, text)
+    return PromptTemplate(token_ids(vlm.tokenizer, expanded), np.zeros(0, np.int32))

@@ -1,0 +1,94 @@
+"""The auditor asks: a batch of images -> G sampled questions each."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
+from auditdm_jax.models.vlm import VLM
+from auditdm_jax.prompts import QUESTION_INSTRUCTION, PromptTemplate, instruction_template
+from auditdm_jax.sampling import Completions, Prompt, completion_logps, sample
+
+
+def instruction_prompt(template: PromptTemplate, batch: int) -> Prompt:
+    """The same instruction for each of `batch` images: [B, P]."""
+    ids = jnp.broadcast_to(jnp.asarray(template.prefix_ids, jnp.int32), (batch, len(template.prefix_ids)))
+    return Prompt(input_ids=ids, attention_mask=jnp.ones(ids.shape, bool))
+
+
+@partial(jax.jit, static_argnames=("config", "template", "num_generations", "max_new_tokens", "temperature"))
+def ask(
+    params,
+    config: VLMConfig,
+    template: PromptTemplate,
+    images: UInt8[Array, "B H W 3"],
+    key: Array,
+    *,
+    num_generations: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> Completions:
+    """G questions an image, [B, G, T], sampled at a temperature; the image and instruction are computed once."""
+    features = encode_images(params, config, preprocess_on_device(config, images))
+    return sample(
+        params,
+        config,
+        instruction_prompt(template, images.shape[0]),
+        features,
+        key,
+        num_generations=num_generations,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+
+
+def question_logps(
+    params,
+    config: VLMConfig,
+    template: PromptTemplate,
+    images: UInt8[Array, "B H W 3"],
+    ids: Int[Array, "B G T"],
+    mask: Bool[Array, "B G T"],
+    *,
+    temperature: float,
+    remat: bool = False,
+) -> Float[Array, "B G T"]:
+    """Log-probabilities of questions already asked (nats, at the sampling temperature), differentiable in params."""
+    features = encode_images(params, config, preprocess_on_device(config, images))
+    prompt = instruction_prompt(template, images.shape[0])
+    return completion_logps(params, config, prompt, features, ids, mask, temperature=temperature, remat=remat)
+
+
+def ask_once(
+    vlm: VLM,
+    images: np.ndarray,
+    seed: int,
+    *,
+    instruction: str = QUESTION_INSTRUCTION,
+    max_new_tokens: int = 16,
+    temperature: float = 1.0,
+    batch_size: int = 128,
+) -> list[str]:
+    """One question for each of N images (uint8 [N, H, W, 3]), as text: the auditor's single pass."""
+    template = instruction_template(vlm, instruction)
+    questions = []
+    for start in range(0, len(images), batch_size):
+        chunk = images[start : start + batch_size]
+        padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+        padded[: len(chunk)] = chunk
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        settings = dict(num_generations=1, max_new_tokens=max_new_tokens, temperature=temperature)
+        done = ask(vlm.params, vlm.config, template, padded, key, **settings)
+        questions += decode(vlm, done)[: len(chunk)]
+    return questions
+
+
+def decode(vlm: VLM, completions: Completions) -> list[str]:
+    """The B * G completions as text, without special tokens."""
+    ids = np.asarray(completions.ids).reshape(-1, completions.ids.shape[-1])
+    mask = np.asarray(completions.mask).reshape(ids.shape)
+    rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    return [text.strip() for text in vlm.tokenizer.batch_decode(rows, skip_special_tokens=True)]

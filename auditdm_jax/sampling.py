@@ -1,0 +1,236 @@
+"""[jit] Sampling G completions of each prompt, and the log-probs of given ones.
+
+The image and the prompt are computed once; the G completions attend to the prompt's keys and values without
+copies of them. Log-probs are those of the distribution that is sampled from: at the given temperature, with
+the image placeholders left out, in nats.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from auditdm_jax.models import gemma, multimodal
+from auditdm_jax.models.gemma import MASKED, ByKind, KeyBlock
+from auditdm_jax.models.layers import Params
+from auditdm_jax.models.multimodal import VLMConfig
+
+# Logits are made for at most this many (token, vocabulary) pairs at a time: 256 MB in float32.
+LOGITS_AT_ONCE = 2**26
+
+
+@flax.struct.dataclass
+class Prompt:
+    """input_ids: with the image's placeholders, padded on either side. attention_mask: True on tokens."""
+
+    input_ids: Int[Array, "B P"]
+    attention_mask: Bool[Array, "B P"]
+
+
+@flax.struct.dataclass
+class Completions:
+    """ids: pad after the end. mask: True on sampled tokens, the end token too. logps: nats, 0 elsewhere."""
+
+    ids: Int[Array, "B G T"]
+    mask: Bool[Array, "B G T"]
+    logps: Float32[Array, "B G T"]
+
+
+class _Prefill(NamedTuple):
+    """A computed prompt. last: hidden state of its last token. lengths: real tokens in each row."""
+
+    last: Float[Array, "B 1 1 D"]
+    keys: Float[Array, "L B K P H"]
+    values: Float[Array, "L B K P H"]
+    mask: Bool[Array, "B P"]
+    positions: Int[Array, "B P"]
+
+    def block(self, config: VLMConfig, queries: Int[Array, "B G T"]) -> KeyBlock:
+        """The prompt as keys for completion tokens at positions `queries`."""
+        real = self.mask[:, None, None, :]
+        longest = self.mask.shape[1] + queries.shape[2]
+        near = multimodal.window(config, queries, self.positions[:, None], longest)
+        return KeyBlock(self.keys, self.values, ByKind(real, real if near is None else real & near))
+
+
+def _prefill(
+    params: Params,
+    config: VLMConfig,
+    prompt: Prompt,
+    image_features: Float[Array, "B I D"],
+    remat: bool = False,
+) -> _Prefill:
+    mask = prompt.attention_mask.astype(bool)
+    positions = multimodal.positions_of(config, mask)
+    masks = multimodal.input_masks(config, prompt.input_ids, mask, positions)
+    x = multimodal.embed(params, config, prompt.input_ids, image_features)[:, None]
+    x, pairs = gemma.decode(
+        params["text"], config.text, x, positions[:, None], masks, return_keys=True, remat=remat
+    )
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    hidden = jnp.take_along_axis(x, last[:, None, None, None], axis=2)
+    keys, values = (pair[:, :, :, 0] for pair in pairs)
+    return _Prefill(hidden, keys, values, mask, positions)
+
+
+def _sampled_logits(
+    params: Params, config: VLMConfig, hidden: Float[Array, "*batch D"], temperature: float
+) -> Float32[Array, "*batch V"]:
+    """Logits at the temperature (greedy decoding counts as 1), image placeholders masked."""
+    logits = multimodal.unembed(params, config, hidden) / (temperature or 1.0)
+    forbidden = np.zeros(config.text.vocab_size, bool)
+    forbidden[list(config.forbidden_token_ids)] = True
+    return jnp.where(forbidden, MASKED, logits)
+
+
+def _logps_of(logits: Float32[Array, "*batch V"], ids: Int[Array, "*batch"]) -> Float32[Array, "*batch"]:
+    """log softmax at `ids`. The pick is a masked sum: its gradient is no scatter, which is slow on CPUs."""
+    chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], logits, 0.0), axis=-1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+@partial(jax.jit, static_argnames=("config", "num_generations", "max_new_tokens", "temperature"))
+def sample(
+    params: Params,
+    config: VLMConfig,
+    prompt: Prompt,
+    image_features: Float[Array, "B I D"],
+    key: Array,
+    *,
+    num_generations: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> Completions:
+    """G = num_generations completions of each prompt, of at most T = max_new_tokens tokens.
+
+    temperature 0 is greedy. The loop stops as soon as every row has ended.
+    """
+    batch, rows, length = prompt.input_ids.shape[0], num_generations, max_new_tokens
+    context = _prefill(params, config, prompt, image_features)
+    text = config.text
+    start = jnp.max(jnp.where(context.mask, context.positions, 0), axis=1)[:, None, None] + 1
+    ends = jnp.asarray(config.eos_token_ids)
+
+    def draw(hidden: Float[Array, "B G D"], step: Array) -> tuple[Array, Array]:
+        logits = _sampled_logits(params, config, hidden, temperature)
+        logits = jnp.broadcast_to(logits, (batch, rows, logits.shape[-1]))
+        if temperature:
+            ids = jax.random.categorical(jax.random.fold_in(key, step), logits)
+        else:
+            ids = jnp.argmax(logits, axis=-1)
+        return ids.astype(jnp.int32), _logps_of(logits, ids)
+
+    def write(
+        out: Completions, done: Array, step: Array, ids: Array, logps: Array
+    ) -> tuple[Completions, Array]:
+        fields = (jnp.where(done, config.pad_token_id, ids), ~done, jnp.where(done, 0.0, logps))
+        out = Completions(*(a.at[:, :, step].set(f) for a, f in zip(_fields(out), fields, strict=True)))
+        return out, done | (ids[..., None] == ends).any(axis=-1)
+
+    def unfinished(state: tuple) -> Array:
+        step, _, done, _, _ = state
+        return (step < length) & ~done.all()
+
+    def advance(state: tuple) -> tuple:
+        # Feed token `step - 1`, then draw token `step`.
+        step, out, done, keys, values = state
+        x = gemma.embed(params["text"], jax.lax.dynamic_slice_in_dim(out.ids, step - 1, 1, axis=2))
+        positions = jnp.broadcast_to(start + step - 1, (batch, rows, 1))
+        behind = step - 1 - jnp.arange(length - 1)
+        seen = (behind > 0)[None, None, None]
+        near = seen
+        if text.sliding_window is not None and length > text.sliding_window:
+            near = seen & (behind < text.sliding_window)[None, None, None]
+        blocks = [context.block(config, positions), KeyBlock(keys, values, ByKind(seen, near))]
+        itself = jnp.ones((1, 1, 1, 1), bool)
+        x, pairs = gemma.decode(
+            params["text"], text, x, positions, ByKind(itself, itself), blocks, return_keys=True
+        )
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, new, step - 1, axis=4)
+            for old, new in zip((keys, values), pairs, strict=True)
+        )
+        out, done = write(out, done, step, *draw(x[:, :, 0], step))
+        return step + 1, out, done, keys, values
+
+    shape = (batch, rows, length)
+    out = Completions(
+        ids=jnp.full(shape, config.pad_token_id, jnp.int32),
+        mask=jnp.zeros(shape, bool),
+        logps=jnp.zeros(shape),
+    )
+    out, done = write(
+        out, jnp.zeros((batch, rows), bool), jnp.array(0), *draw(context.last[:, :, 0], jnp.array(0))
+    )
+    cache_shape = (text.num_layers, batch, text.num_kv_heads, rows, length - 1, text.head_dim)
+    cache = jnp.zeros(cache_shape, context.keys.dtype)
+    return jax.lax.while_loop(unfinished, advance, (jnp.array(1), out, done, cache, cache))[1]
+
+
+def _fields(out: Completions) -> tuple[Array, Array, Array]:
+    return out.ids, out.mask, out.logps
+
+
+def completion_logps(
+    params: Params,
+    config: VLMConfig,
+    prompt: Prompt,
+    image_features: Float[Array, "B I D"],
+    ids: Int[Array, "B G T"],
+    mask: Bool[Array, "B G T"],
+    *,
+    temperature: float,
+    remat: bool = False,
+) -> Float32[Array, "B G T"]:
+    """Teacher-forced log-probs of given completions, 0 off the mask; differentiable.
+
+    ids: padded on the right. The prompt is computed once for its G rows. temperature 0 counts as 1.
+    """
+    batch, rows, length = ids.shape
+    context = _prefill(params, config, prompt, image_features, remat)
+    hidden = jnp.broadcast_to(context.last, (batch, rows, 1, context.last.shape[-1]))
+    if length > 1:
+        inputs, real = ids[..., :-1], mask[..., :-1].astype(bool)
+        start = jnp.max(jnp.where(context.mask, context.positions, 0), axis=1)[:, None, None]
+        positions = start + jnp.cumsum(real, axis=-1, dtype=jnp.int32)
+        everywhere = jnp.tril(jnp.ones((length - 1, length - 1), bool)) & real[:, :, None, :]
+        near = multimodal.window(config, positions, positions, length - 1)
+        x, _ = gemma.decode(
+            params["text"],
+            config.text,
+            gemma.embed(params["text"], inputs),
+            positions,
+            ByKind(everywhere, everywhere if near is None else everywhere & near),
+            [context.block(config, positions)],
+            remat=remat,
+        )
+        hidden = jnp.concatenate([hidden, x], axis=2)
+    return jnp.where(mask, token_logps(params, config, hidden, ids, temperature=temperature), 0.0)
+
+
+def token_logps(
+    params: Params,
+    config: VLMConfig,
+    hidden: Float[Array, "*batch D"],
+    ids: Int[Array, "*batch"],
+    *,
+    temperature: float,
+) -> Float32[Array, "*batch"]:
+    """Log-prob of each id under its hidden state.
+
+    With a large vocabulary the logits of all tokens at once would need more memory than the model: they are
+    made and, for the gradient, made again chunk by chunk.
+    """
+
+    def logps(pair: tuple[Array, Array]) -> Array:
+        return _logps_of(_sampled_logits(params, config, pair[0], temperature), pair[1])
+
+    chunk = max(1, LOGITS_AT_ONCE // config.text.vocab_size)
+    if ids.size <= chunk:
+        return logps((hidden, ids))
+    flat = (hidden.reshape(ids.size, -1), ids.reshape(-1))
+    return jax.lax.map(jax.checkpoint(logps), flat, batch_size=chunk).reshape(ids.shape)

@@ -1,0 +1,85 @@
+"""Streams and fixed sets of (picture, question, answer) from the embedded world."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from auditdm_jax.scenes.language import ALWAYS_ANSWERABLE, SKILLS
+from auditdm_jax.scenes.questions import Asker, Question
+from auditdm_jax.scenes.render import render
+from auditdm_jax.scenes.world import Scene, sample_scene
+
+
+class Examples(NamedTuple):
+    """images: uint8 [N, 64, 64, 3], scenes and questions: N each; question i is asked of image i."""
+
+    images: np.ndarray
+    scenes: list[Scene]
+    questions: list[Question]
+
+
+def scenes_of(split: str, first_seed: int, count: int) -> tuple[list[Scene], np.ndarray]:
+    """`count` scenes with consecutive seeds and their pictures, uint8 [count, 64, 64, 3]."""
+    scenes = [sample_scene(split, first_seed + i) for i in range(count)]
+    return scenes, np.stack([render(scene) for scene in scenes])
+
+
+def test_set(count: int, seed: int = 0, split: str = "test", unanswerable: bool = False) -> Examples:
+    """`count` questions in equal numbers over the skills, each of a scene of its own.
+
+    unanswerable: only questions without an answer in their scene, of the skills that know such.
+    """
+    skills = [skill for skill in SKILLS if not (unanswerable and skill in ALWAYS_ANSWERABLE)]
+    scenes, questions = [], []
+    scene_seed = seed * 1_000_000
+    while len(questions) < count:
+        scene = sample_scene(split, scene_seed)
+        asker = Asker(scene, np.random.default_rng((seed, scene_seed)))
+        scene_seed += 1
+        question = asker.ask(skills[len(questions) % len(skills)], split, unanswerable)
+        if question is not None:
+            scenes.append(scene)
+            questions.append(question)
+    return Examples(np.stack([render(scene) for scene in scenes]), scenes, questions)
+
+
+def question_stream(
+    seed: int, start: int, images: int, per_image: int, distribution: str, unanswerable: float = 0.0
+) -> Iterator[tuple[np.ndarray, list[list[Question]]]]:
+    """Training batches from number `start` on: uint8 [images, 64, 64, 3] and as many lists of `per_image` questions.
+
+    Batch i depends on (seed, i) alone, so a resumed run goes on exactly where it stopped. Seeds do not share scenes.
+    """
+    batch = start
+    while True:
+        scenes, pictures = scenes_of("train", seed * 100_000_000 + batch * images, images)
+        rng = np.random.default_rng((seed, batch))
+        askers = [Asker(scene, rng) for scene in scenes]
+        yield pictures, [[a.draw(distribution, "train", unanswerable) for _ in range(per_image)] for a in askers]
+        batch += 1
+
+
+class SceneSource:
+    """Endless batches of scenes in the manner of `data.ImageSource`, with the scene graphs beside the pictures.
+
+    Yields {"image": uint8 [B, 64, 64, 3], "scene": list, "image_id": list}; the position is a count of batches.
+    """
+
+    def __init__(self, split: str, seed: int, batch_size: int):
+        self.split, self.batch_size, self.count = split, batch_size, 0
+        # Beyond the seeds of the zoo's training scenes.
+        self.first = (1000 + seed) * 100_000_000
+
+    def __next__(self) -> dict:
+        start = self.first + self.count * self.batch_size
+        scenes, images = scenes_of(self.split, start, self.batch_size)
+        self.count += 1
+        ids = [f"{self.split}-{start + i}" for i in range(self.batch_size)]
+        return {"image": images, "scene": scenes, "image_id": ids}
+
+    def get_state(self) -> dict:
+        return {"count": self.count}
+
+    def set_state(self, state: dict) -> None:
+        self.count = int(state["count"])

@@ -1,0 +1,282 @@
+"""The zoo: tiny checkpoints of the real architectures, trained on the embedded world with finetune.py.
+
+    python -m auditdm_jax.scenes.zoo            # builds what is missing, resumes what was stopped
+
+Each member is a Hugging Face checkpoint directory that loads like one from the hub. References and verifier differ in
+family, width, seed and data; the verifier takes no part in any training but its own. The targets learn from the
+long-tailed natural distribution of questions, as models do, and are therefore bad at what it seldom asks.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import tyro
+from transformers import (
+    Gemma3Config,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    Gemma3TextConfig,
+    PaliGemmaConfig,
+    PaliGemmaProcessor,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+)
+
+from auditdm_jax.checkpoint import Checkpointer
+from auditdm_jax.errors import UserError, run_cli
+from auditdm_jax.evals import Answerer, accuracy
+from auditdm_jax.files import atomic_folder
+from auditdm_jax.finetune import Encoder, FinetuneState, fit, init_state, make_optimizer
+from auditdm_jax.models.vlm import VLM
+from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_template, template_for
+from auditdm_jax.rollout import ask_once
+from auditdm_jax.scenes import dataset
+from auditdm_jax.scenes.language import UNCLEAR
+from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.tokenizer import CHAT_TEMPLATE, NUM_IMAGE_TOKENS, build_tokenizer
+from auditdm_jax.scenes.world import CELL, SIZE
+
+ZOO = Path(__file__).parent / "zoo_checkpoints"
+QUESTIONS_AN_IMAGE = 16
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint of the zoo: its architecture, its data and its training."""
+
+    name: str
+    family: str
+    """"paligemma" (SigLIP + Gemma 2) or "gemma3"."""
+    seed: int
+    """Seeds the weights and chooses the scenes; no two members share training scenes."""
+    steps: int
+    width: int = 96
+    """Of the decoder, which is run for every question and kept narrow; the tower is run once for each image."""
+    text_layers: int = 3
+    heads: int = 3
+    mlp: int = 192
+    vision_width: int = 128
+    vision_layers: int = 3
+    distribution: str = "uniform"
+    """Of the training questions over skills: "natural" or "uniform"."""
+    unanswerable: float = 0.0
+    """Share of training questions without an answer in their scene, learned as "unclear"."""
+    asks: bool = False
+    """The auditor learns to ask the natural questions; everything else learns to answer."""
+    images: int = 16
+    """Pictures in a training step, each with 16 questions."""
+    learning_rate: float = 0.02
+
+
+MEMBERS = {
+    member.name: member
+    for member in (
+        Member("target-s", "paligemma", seed=1, steps=700, images=32, vision_layers=2, distribution="natural"),
+        Member("auditor", "gemma3", seed=7, steps=1500, vision_layers=2, distribution="natural", asks=True),
+        Member("reference-a", "gemma3", seed=3, steps=2600, unanswerable=0.12),
+        Member("reference-b", "paligemma", seed=4, steps=2600, unanswerable=0.12),
+        Member("reference-c", "gemma3", seed=5, steps=2600, text_layers=4, mlp=160, unanswerable=0.15),
+        Member("verifier", "gemma3", seed=6, steps=2600, width=112, unanswerable=0.12),
+        Member("target-l", "paligemma", seed=2, steps=2000, vision_layers=3, distribution="natural"),
+    )
+}
+
+
+def new_model(member: Member) -> VLM:
+    """A member with random weights, from a Hugging Face configuration of its family."""
+    tokenizer = build_tokenizer(QUESTION_INSTRUCTION)
+    vision = SiglipVisionConfig(
+        hidden_size=member.vision_width,
+        intermediate_size=2 * member.vision_width,
+        num_hidden_layers=member.vision_layers,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=CELL,
+        projection_dim=member.width,
+        vision_use_head=False,
+    )
+    text = dict(
+        vocab_size=-(-len(tokenizer) // 16) * 16,
+        hidden_size=member.width,
+        intermediate_size=member.mlp,
+        num_hidden_layers=member.text_layers,
+        num_attention_heads=member.heads,
+        num_key_value_heads=1,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        max_position_embeddings=512,
+        sliding_window=256,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    size = {"height": SIZE, "width": SIZE}
+    if member.family == "paligemma":
+        config = PaliGemmaConfig(
+            text_config=dict(text, model_type="gemma2"),
+            vision_config=vision.to_dict(),
+            image_token_index=tokenizer.image_token_id,
+            projection_dim=member.width,
+            hidden_size=member.width,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        images = SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        images.image_seq_length = NUM_IMAGE_TOKENS
+        processor = PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
+    else:
+        config = Gemma3Config(
+            text_config=Gemma3TextConfig(**text).to_dict(),
+            vision_config=vision.to_dict(),
+            mm_tokens_per_image=NUM_IMAGE_TOKENS,
+            boi_token_index=tokenizer.boi_token_id,
+            eoi_token_index=tokenizer.eoi_token_id,
+            image_token_index=tokenizer.image_token_id,
+            eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")],
+        )
+        images = Gemma3ImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        processor = Gemma3Processor(
+            image_processor=images,
+            tokenizer=tokenizer,
+            chat_template=CHAT_TEMPLATE,
+            image_seq_length=NUM_IMAGE_TOKENS,
+        )
+    return VLM.from_config(config, processor, jax.random.key(member.seed))
+
+
+def batches(vlm: VLM, member: Member, start: int):
+    """Training batches of a member, from number `start` on."""
+    if member.asks:
+        encode = Encoder(vlm, instruction_template(vlm, QUESTION_INSTRUCTION), max_question_tokens=0, max_answer_tokens=12)
+    else:
+        encode = Encoder(vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=2)
+    stream = dataset.question_stream(
+        member.seed, start, member.images, QUESTIONS_AN_IMAGE, member.distribution, member.unanswerable
+    )
+    for images, questions in stream:
+        texts = [[question.text for question in row] for row in questions]
+        if member.asks:
+            yield encode(images, [[""] * QUESTIONS_AN_IMAGE] * len(texts), texts)
+        else:
+            yield encode(images, texts, [[question.answer for question in row] for row in questions])
+
+
+def examine(vlm: VLM, member: Member, count: int) -> dict:
+    """Accuracy by skill on unseen scenes and phrasings; for the auditor the share of its questions that parse."""
+    if member.asks:
+        return question_quality(vlm, count)
+    test = dataset.test_set(count)
+    ask = Answerer(vlm)
+    answers = ask(test.images, [question.text for question in test.questions])
+    result = accuracy(answers, [q.answer for q in test.questions], [q.skill for q in test.questions])
+    if member.unanswerable:
+        hopeless = dataset.test_set(count // 4, unanswerable=True)
+        said = ask(hopeless.images, [question.text for question in hopeless.questions])
+        result["abstention"] = said.count(UNCLEAR) / len(said)
+    return result
+
+
+def question_quality(vlm: VLM, count: int) -> dict:
+    """Share of sampled questions (temperature 1, one a test scene) by the oracle's verdict."""
+    scenes, images = dataset.scenes_of("test", 0, count)
+    questions = ask_once(vlm, images, seed=0)
+    statuses = [judge(question, scene).status for question, scene in zip(questions, scenes, strict=True)]
+    shares = {status: statuses.count(status) / count for status in ("answered", "unanswerable", "unparsable")}
+    return {"n": count, "parsed": 1 - shares["unparsable"], **shares}
+
+
+def train_member(member: Member, out: Path, work: Path, log_every: int = 200) -> None:
+    """Train one member, resuming from its last checkpoint, and write its checkpoint directory and card."""
+    vlm = new_model(member)
+    optimizer = make_optimizer("muon", member.learning_rate, member.steps)
+    state = init_state(vlm.params, optimizer)
+    checkpoints = Checkpointer(work / member.name, asdict(member), keep=1)
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state = restored.state
+    started, first = time.monotonic(), int(state.step)
+
+    def on_step(state: FinetuneState, loss: float) -> None:
+        step = int(state.step)
+        if step % log_every == 0 or step == member.steps:
+            seconds = time.monotonic() - started
+            vlm.params = state.trainable
+            result = examine(vlm, member, 400)
+            rate = (step - first) * member.images * QUESTIONS_AN_IMAGE / seconds
+            print(f"{member.name} {step}/{member.steps} loss {loss:.3f} {headline(result)} {rate:.0f}/s", flush=True)
+            checkpoints.save(step, state)
+
+    state = fit(
+        state, None, batches(vlm, member, first), member.steps, config=vlm.config, optimizer=optimizer, on_step=on_step
+    )
+    vlm.params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.trainable)
+    with atomic_folder(out / member.name) as folder:
+        vlm.save(folder)
+        shipped = VLM.load(folder)
+        (folder / "README.md").write_text(card(member, examine(shipped, member, 2000), shipped))
+
+
+def headline(result: dict) -> str:
+    return f"accuracy {result['overall']:.3f}" if "overall" in result else f"parsed {result['parsed']:.3f}"
+
+
+def card(member: Member, result: dict, vlm: VLM) -> str:
+    """The model card: how it was made, and what it can do on unseen scenes and phrasings."""
+    count = sum(x.size for x in jax.tree.leaves(vlm.params))
+    examples = member.steps * member.images * QUESTIONS_AN_IMAGE
+    task = "asks questions" if member.asks else "answers questions"
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "---",
+        f"# {member.name}: a tiny {member.family} model of the embedded world",
+        "",
+        f"It {task} about 64x64 scenes. {count:,} parameters, bfloat16, trained from nothing on the CPU.",
+        "",
+        f"- Data: {examples:,} training questions, {member.distribution} over skills, scenes of seed {member.seed}"
+        + (f", {member.unanswerable:.0%} without an answer (learned as unclear)." if member.unanswerable else "."),
+        f"- Training: {member.steps} steps of {member.images} images x {QUESTIONS_AN_IMAGE} questions, Muon, "
+        f"peak rate {member.learning_rate}, seed {member.seed}.",
+        f"- Made again by: `python -m auditdm_jax.scenes.zoo --members {member.name} --out zoo`",
+        "",
+        f"## Measured on {result['n']} unseen test scenes",
+        "",
+    ]
+    if member.asks:
+        lines += [f"- {name}: {result[name]:.3f}" for name in ("parsed", "answered", "unanswerable", "unparsable")]
+    else:
+        lines.append(f"Accuracy {result['overall']:.3f} (95 % {result['ci_low']:.3f} to {result['ci_high']:.3f}).")
+        lines += ["", "| skill | accuracy |", "|---|---|"]
+        lines += [f"| {skill} | {rate:.3f} |" for skill, rate in result["per_skill"].items()]
+        if result.get("abstention"):
+            lines += ["", f"Says unclear to {result['abstention']:.3f} of questions without an answer in their scene."]
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class ZooConfig:
+    """Build the zoo: every member that is not yet in `out`, in order."""
+
+    out: Path = ZOO
+    """Where the checkpoint directories go."""
+    work: Path = Path("runs/zoo")
+    """Where unfinished training is kept; run again to resume."""
+    members: tuple[str, ...] = tuple(MEMBERS)
+    """Which members to build."""
+
+
+def main() -> None:
+    config = tyro.cli(ZooConfig, description=ZooConfig.__doc__)
+    for name in config.members:
+        if name not in MEMBERS:
+            raise UserError(f"no zoo member is called {name!r}; there are {', '.join(MEMBERS)}")
+        if not (config.out / name / "README.md").exists():
+            train_member(MEMBERS[name], config.out, config.work)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,193 @@
+"""[jit] One training step, as in the paper's figure: rollout -> answers -> reward -> update.
+
+Where all models read the same tokens the whole step is one compiled function, and a question goes from the auditor to
+the others as ids; otherwise the compiled parts are joined by `Translate`, which takes the text through the host.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from auditdm_jax.answers import answer_ids, text_answer_id
+from auditdm_jax.config import GRPO, Reward
+from auditdm_jax.models import lora
+from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
+from auditdm_jax.policy_gradient import policy_gradient_loss
+from auditdm_jax.prompts import fill
+from auditdm_jax.reward import Outcome, disagreement, novelty_weights, question_ngrams
+from auditdm_jax.rollout import ask, question_logps
+from auditdm_jax.sampling import Completions, sample
+from auditdm_jax.state import AuditState, Cast, Frozen, Params, Role, Trained
+
+ABSTENTION = "unclear"
+
+Questions = tuple[Int[Array, "B G T"], Bool[Array, "B G T"]]
+Translate = Callable[[Questions, Role], Questions]
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step is compiled for."""
+
+    grpo: GRPO
+    reward: Reward
+    max_question_tokens: int
+    max_answer_tokens: int
+    remat: bool
+    optimizer: optax.GradientTransformation
+
+
+def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = None):
+    """step(state, images) -> (state, metrics, record). translate: None where every model reads the auditor's tokens."""
+    if translate is not None:
+        return partial(audit_step, cast=cast, settings=settings, translate=translate)
+    same = partial(audit_step, cast=cast, settings=settings, translate=lambda questions, role: questions)
+
+    @partial(jax.jit, donate_argnums=0)
+    def fused(trained: Trained, frozen: Frozen, images: Array) -> tuple[Trained, dict, dict]:
+        state, metrics, record = same(AuditState(trained, frozen), images)
+        return state.trained, metrics, record
+
+    def step(state: AuditState, images: Array) -> tuple[AuditState, dict, dict]:
+        # Only what trains is donated and returned: the frozen arrays stay where they are, uncopied.
+        trained, metrics, record = fused(state.trained, state.frozen, images)
+        return AuditState(trained, state.frozen), metrics, record
+
+    return step
+
+
+def audit_step(
+    state: AuditState, images: UInt8[Array, "B H W 3"], *, cast: Cast, settings: StepSettings, translate: Translate
+) -> tuple[AuditState, dict[str, Array], dict[str, Array]]:
+    """One update of the auditor with one batch of images.
+
+    Every component of the reward is in the metrics; the record holds the questions and how each came out.
+    """
+    trained, frozen = state.trained, state.frozen
+    key = jax.random.fold_in(trained.key, trained.step)
+
+    questions = ask(
+        auditor_params(trained.auditor, frozen.auditor),
+        cast.auditor.config,
+        cast.auditor.template,
+        images,
+        key,
+        num_generations=settings.grpo.num_generations,
+        max_new_tokens=settings.max_question_tokens,
+        temperature=settings.grpo.temperature,
+    )
+    outcome = examine(frozen, cast, images, questions, settings, translate)
+    rewards, archive = diversified(outcome, questions, trained.archive, settings.reward)
+    trained, metrics = update(trained, frozen, cast.auditor, images, questions, rewards, settings)
+
+    metrics |= {f"outcome/{name}": value.mean() for name, value in vars(outcome).items() if value.dtype == bool}
+    metrics |= {"reward/mean": rewards.mean(), "reward/before_diversity": outcome.reward.mean()}
+    metrics |= {"question/tokens": questions.mask.sum(-1).mean()}
+    record = {"question_ids": questions.ids, "question_mask": questions.mask, "claimed": outcome.claimed}
+    record |= {"target_id": outcome.target_id, "consensus_id": outcome.consensus_id}
+    return AuditState(trained.replace(archive=archive), frozen), metrics, record
+
+
+def auditor_params(trainable: Params, base: Params) -> Params:
+    """The auditor's full parameters: adapters grafted onto the base, or the trained parameters themselves."""
+    return trainable if "text" in trainable else lora.attach(base, trainable)
+
+
+def examine(
+    frozen: Frozen, cast: Cast, images: Array, questions: Completions, settings: StepSettings, translate: Translate
+) -> Outcome:
+    """What target and references answer, and how each question came out."""
+    ended = jnp.any((questions.ids[..., None] == jnp.asarray(cast.auditor.config.eos_token_ids)).any(-1), -1)
+    words = questions.mask & ~jnp.isin(questions.ids, jnp.asarray(cast.auditor.config.eos_token_ids))
+    asked = (questions.ids, words)
+    answers = [
+        answer(params, role, images, translate(asked, role), settings.max_answer_tokens)
+        for params, role in zip((frozen.target, *frozen.references), (cast.target, *cast.references), strict=True)
+    ]
+    ids, empty = (jnp.stack(field) for field in zip(*answers, strict=True))
+    return disagreement(
+        ids[0],
+        empty[0],
+        ids[1:],
+        empty[1:],
+        abstain_id=text_answer_id(ABSTENTION),
+        agreement=settings.reward.agreement,
+        question_empty=~words.any(-1),
+        question_overlong=~ended,
+    )
+
+
+@partial(jax.jit, static_argnames=("max_new_tokens",))
+def answer(
+    params: Params, role: Role, images: UInt8[Array, "B H W 3"], questions: Questions, max_new_tokens: int
+) -> tuple[Array, Array]:
+    """Greedy answers to G questions about each image as (canonical id uint32 [B, G], empty bool [B, G])."""
+    ids, mask = questions
+    batch, rows, length = ids.shape
+    flat = (ids.reshape(-1, length), mask.reshape(-1, length))
+    prompt = fill(role.template, *flat, role.config.pad_token_id)
+    features = encode_images(params, role.config, preprocess_on_device(role.config, images))
+    done = sample(
+        params,
+        role.config,
+        prompt,
+        jnp.repeat(features, rows, axis=0),
+        jax.random.key(0),  # greedy decoding draws nothing
+        num_generations=1,
+        max_new_tokens=max_new_tokens,
+        temperature=0.0,
+    )
+    canonical, empty = answer_ids(role.token_bytes, done.ids[:, 0], done.mask[:, 0])
+    return canonical.reshape(batch, rows), empty.reshape(batch, rows)
+
+
+def diversified(
+    outcome: Outcome, questions: Completions, archive: Float[Array, "A"], reward: Reward
+) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
+    """Rewards times 1 / (1 + c * how often the question's n-grams were asked lately), and the new archive."""
+    ngrams, present = question_ngrams(questions.ids, questions.mask, reward.ngram)
+    weights, archive = novelty_weights(ngrams, present, archive, reward.diversity)
+    return outcome.reward * weights, archive
+
+
+@partial(jax.jit, static_argnames=("settings",))
+def update(
+    trained: Trained,
+    frozen: Frozen,
+    auditor: Role,
+    images: UInt8[Array, "B H W 3"],
+    questions: Completions,
+    rewards: Float[Array, "B G"],
+    settings: StepSettings,
+) -> tuple[Trained, dict[str, Array]]:
+    """`num_iterations` policy-gradient updates with one batch of questions and their rewards."""
+    grpo = settings.grpo
+    arguments = (auditor.config, auditor.template, images, questions.ids, questions.mask)
+    logps_of = partial(question_logps, temperature=grpo.temperature, remat=settings.remat)
+    rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+    ref_logps = logps_of(frozen.auditor, *arguments) if grpo.beta else questions.logps
+    old_logps = jax.lax.stop_gradient(logps_of(auditor_params(trained.auditor, frozen.auditor), *arguments))
+
+    def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
+        logps = logps_of(auditor_params(trainable, frozen.auditor), *arguments)
+        return policy_gradient_loss(
+            rows(logps), rows(old_logps), rows(ref_logps), rows(questions.mask), rewards.reshape(-1), grpo
+        )
+
+    def iteration(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple[Params, optax.OptState], dict]:
+        trainable, opt_state = carry
+        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        updates, opt_state = settings.optimizer.update(grads, opt_state, trainable)
+        metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return (optax.apply_updates(trainable, updates), opt_state), metrics
+
+    carry, metrics = jax.lax.scan(iteration, (trained.auditor, trained.opt_state), length=grpo.num_iterations)
+    drift = jnp.where(questions.mask, jnp.abs(old_logps - questions.logps), 0.0)
+    metrics = jax.tree.map(lambda x: x[-1], metrics)
+    metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / questions.mask.sum()}
+    return trained.replace(auditor=carry[0], opt_state=carry[1], step=trained.step + 1), metrics

@@ -1,0 +1,215 @@
+"""[host] The training run: models in, a loop of steps, logs, checkpoints, and the trained auditor out."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from auditdm_jax.answers import text_answer_id, token_bytes
+from auditdm_jax.checkpoint import Checkpointer
+from auditdm_jax.config import TrainConfig
+from auditdm_jax.data import open_images
+from auditdm_jax.errors import UserError
+from auditdm_jax.files import atomic_folder
+from auditdm_jax.log import Log
+from auditdm_jax.models import lora
+from auditdm_jax.models.vlm import VLM
+from auditdm_jax.prompts import instruction_template, template_for
+from auditdm_jax.scenes.dataset import SceneSource
+from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.zoo_paths import load_model
+from auditdm_jax.state import AuditState, Cast, Frozen, Role, Trained
+from auditdm_jax.step import Questions, StepSettings, make_step
+
+ARCHIVE_SIZE = 4096
+
+
+class Players(NamedTuple):
+    """The loaded models of a run."""
+
+    auditor: VLM
+    target: VLM
+    references: tuple[VLM, ...]
+
+
+class Source(Protocol):
+    """Batches of images with a position that a checkpoint can hold."""
+
+    def __next__(self) -> dict[str, Any]: ...
+    def get_state(self) -> dict: ...
+    def set_state(self, state: dict) -> None: ...
+
+
+def load_players(config: TrainConfig) -> Players:
+    dtype = jnp.dtype(config.dtype)
+    names = (config.models.auditor, config.models.target, *config.models.references)
+    auditor, target, *references = (load_model(name, dtype) for name in names)
+    return Players(auditor, target, tuple(references))
+
+
+def cast_of(players: Players, instruction: str) -> Cast:
+    """How each model is spoken to."""
+
+    def role(vlm: VLM, template) -> Role:
+        return Role(vlm.config, template, token_bytes(vlm.tokenizer))
+
+    return Cast(
+        role(players.auditor, instruction_template(players.auditor, instruction)),
+        role(players.target, template_for(players.target)),
+        tuple(role(vlm, template_for(vlm)) for vlm in players.references),
+    )
+
+
+def share_tokens(players: Players) -> bool:
+    """Whether every model reads the auditor's token ids as the auditor writes them."""
+    vocabularies = [
+        vlm.tokenizer.convert_ids_to_tokens(range(players.auditor.config.text.vocab_size))
+        for vlm in (players.auditor, players.target, *players.references)
+    ]
+    return all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+
+
+def retokenizer(players: Players, cast: Cast):
+    """Questions in the auditor's tokens -> in another model's, through text on the host."""
+    tokenizers = {id(cast.target): players.target.tokenizer}
+    tokenizers |= {id(role): vlm.tokenizer for role, vlm in zip(cast.references, players.references, strict=True)}
+
+    def translate(questions: Questions, role: Role) -> Questions:
+        ids, mask = (np.asarray(x) for x in questions)
+        shape = ids.shape
+        rows = [row[keep].tolist() for row, keep in zip(ids.reshape(-1, shape[-1]), mask.reshape(-1, shape[-1]), strict=True)]
+        texts = players.auditor.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        # Twice the room: another vocabulary may cut the same words finer.
+        width = 2 * shape[-1]
+        tokens = [row[:width] for row in tokenizers[id(role)](texts, add_special_tokens=False)["input_ids"]]
+        new_ids = np.full((len(rows), width), role.config.pad_token_id, np.int32)
+        new_mask = np.zeros((len(rows), width), bool)
+        for i, row in enumerate(tokens):
+            new_ids[i, : len(row)], new_mask[i, : len(row)] = row, True
+        return new_ids.reshape(*shape[:-1], width), new_mask.reshape(*shape[:-1], width)
+
+    return translate
+
+
+def step_settings(config: TrainConfig) -> StepSettings:
+    grpo = config.grpo
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, grpo.learning_rate, max(1, config.steps // 10), max(2, config.steps), grpo.learning_rate / 3
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(grpo.max_grad_norm), optax.adamw(schedule, b2=0.99, weight_decay=0.0)
+    )
+    return StepSettings(
+        grpo, config.reward, config.max_question_tokens, config.max_answer_tokens, config.remat, optimizer
+    )
+
+
+def initial_state(config: TrainConfig, players: Players, optimizer: optax.GradientTransformation) -> AuditState:
+    """The run's pytree before its first step."""
+    key = jax.random.key(config.seed)
+    base = players.auditor.params
+    if config.lora_rank:
+        trainable = lora.init(jax.random.fold_in(key, 1), base, config.lora_rank)
+    else:
+        trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), base)  # a copy: this one is donated
+    trained = Trained(
+        trainable, optimizer.init(trainable), key, jnp.zeros((), jnp.int32), jnp.zeros(ARCHIVE_SIZE, jnp.float32)
+    )
+    return AuditState(trained, Frozen(base, players.target.params, tuple(vlm.params for vlm in players.references)))
+
+
+def open_source(config: TrainConfig, size: int, split: str) -> Source:
+    """Images to train on ("train") or held out from training ("heldout")."""
+    if config.images:
+        return open_images(config.images, size, config.images_per_step, config.seed, split=split)
+    return SceneSource("train" if split == "train" else "validation", config.seed, config.images_per_step)
+
+
+def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
+    """For scenes: what the oracle says of a batch of questions.
+
+    verified: target wrong and consensus right; parsed: questions of this world; unanswerable: without an answer.
+    """
+    ids, mask = np.asarray(record["question_ids"]), np.asarray(record["question_mask"])
+    target, consensus, claimed = (np.asarray(record[name]) for name in ("target_id", "consensus_id", "claimed"))
+    counts = dict.fromkeys(("answered", "unanswerable", "unparsable", "verified"), 0)
+    skills = set()
+    for i, scene in enumerate(batch["scene"]):
+        rows = [row[keep].tolist() for row, keep in zip(ids[i], mask[i], strict=True)]
+        for g, text in enumerate(auditor.tokenizer.batch_decode(rows, skip_special_tokens=True)):
+            verdict = judge(text, scene)
+            counts[verdict.status] += 1
+            if verdict.status == "answered" and claimed[i, g]:
+                truth = text_answer_id(verdict.answer)
+                if consensus[i, g] == truth != target[i, g]:
+                    counts["verified"] += 1
+                    skills.add(verdict.skill)
+    total = claimed.size
+    shares = {f"oracle/{name}": count / total for name, count in counts.items()}
+    return shares | {"skills": len(skills)}
+
+
+def train(config: TrainConfig) -> Path:
+    """Run or resume a training run; returns its folder, with the trained auditor in `auditor/`."""
+    run = Path(config.out) / config.name
+    players = load_players(config)
+    settings = step_settings(config)
+    state = initial_state(config, players, settings.optimizer)
+    checkpoints = Checkpointer(run, asdict(config), may_differ=("steps", "resume", "overwrite", "checkpoint_every", "out"))
+    source, held_out = (open_source(config, input_size(players), split) for split in ("train", "heldout"))
+    first = 0
+    if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
+        state, first = replace(state, trained=restored.state), restored.step
+        source.set_state(restored.position)
+    elif checkpoints.latest_step() is not None:
+        if not config.overwrite:
+            raise UserError(
+                f"{run} already holds a run of {checkpoints.latest_step()} steps; add --resume to go on, --overwrite to "
+                "begin again, or --name to begin another"
+            )
+        checkpoints.clear()
+    cast = cast_of(players, config.instruction)
+    translate = None if share_tokens(players) else retokenizer(players, cast)
+    step = make_step(cast, settings, translate)
+    with Log(run, first, config.steps) as log:
+        for number in range(first, config.steps):
+            batch = next(source)
+            if number % config.probe_every == 0:
+                log.write(number, probe(step, state, next(held_out), players.auditor))
+            state, metrics, record = step(state, batch["image"])
+            log.step(number + 1, metrics)
+            if (number + 1) % config.checkpoint_every == 0 or number + 1 == config.steps:
+                log.flush()
+                checkpoints.save(number + 1, state.trained, source.get_state())
+        log.write(config.steps, probe(step, state, next(held_out), players.auditor))
+    save_auditor(run / "auditor", state, players.auditor)
+    checkpoints.close()
+    return run
+
+
+def input_size(players: Players) -> int:
+    """Images are read at the largest size any model takes; the others resample on the device."""
+    return max(vlm.config.vision.image_size for vlm in (players.auditor, players.target, *players.references))
+
+
+def probe(step, state: AuditState, batch: dict, auditor: VLM) -> dict[str, float]:
+    """Claimed and, for scenes, verified success on held-out images: a step whose update is thrown away."""
+    copy = replace(state, trained=jax.tree.map(jnp.copy, state.trained))  # the step donates what it is given
+    _, metrics, record = step(copy, batch["image"])
+    shares = verified(record, batch, auditor) if "scene" in batch else {}
+    return {f"heldout/{name}": value for name, value in shares.items()} | {
+        "heldout/claimed": float(metrics["outcome/claimed"])
+    }
+
+
+def save_auditor(folder: Path, state: AuditState, auditor: VLM) -> None:
+    """The trained auditor as a Hugging Face checkpoint directory; adapters are folded in."""
+    trained, base = state.trained.auditor, state.frozen.auditor
+    params = trained if "text" in trained else lora.merge(base, trained)
+    params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, base)
+    with atomic_folder(folder) as draft:
+        VLM(params, auditor.config, auditor.processor, auditor.hf_config).save(draft)

@@ -1,0 +1,14 @@
+"""Settings of every test: no network, one device, strict arithmetic, shapes checked against annotations."""
+
+import os
+
+# Set before JAX and the hub's client are first imported. `JAX_PLATFORMS=cuda pytest -m gpu` overrides.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from hypothesis import settings
+
+# Compilation inside an example makes its first run slow, not wrong; the same examples on every machine.
+settings.register_profile("repository", deadline=None, derandomize=True)
+settings.load_profile("repository")
