@@ -130,16 +130,58 @@ class AuditConfig(RunPaths):
     """One pass of the trained auditor over unseen images: what the target is bad at."""
 
     images: tuple[str, ...] = ()
-    """As for train; without it, test scenes."""
+    """As for train; by default what the run was trained on: the images it held out, or unseen scenes."""
     questions: int = 2000
     """How many images are asked about, one question each."""
+    prompt_only_questions: int = 1000
+    """On how many of them the auditor before training is measured beside the trained one."""
+    auditor: str = ""
+    """The auditor to measure; by default the run's trained one, without a run the zoo's untrained one."""
+    target: str = ""
+    """The model to audit; by default the run's target."""
+    references: tuple[str, ...] = ()
+    """By default the run's references."""
+    verifier: str = ""
+    """Judges discoveries on images other than scenes; by default the run's verifier."""
+    batch_size: int = 256
+    """Images that go through a model at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("questions", "prompt_only_questions", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}: it must be 0 or more")
 
 
 @dataclass(frozen=True)
 class RectifyConfig(RunPaths):
-    """Fine-tune the target on the discoveries; evaluate before, after, and beside a control."""
+    """Fine-tune the target on what the audit found, labelled by the ensemble; evaluate before, after, and a control."""
 
     discoveries: str = ""
     """A discoveries file; by default the run's own."""
-    steps: int = 400
+    images: tuple[str, ...] = ()
+    """Further images to ask about, as for train; by default those the run was trained on."""
+    steps: int = 300
     """Updates in each arm."""
+    images_per_step: int = 16
+    """Images in an update."""
+    questions_per_image: int = 8
+    """Questions of each image in an update; even, because half are the audit's."""
+    pool: int = 512
+    """Images that are asked about to make the training questions, beside as many of the discoveries' own."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    learning_rate: float = 5e-3
+    """Peak of the learning rate."""
+    lora_rank: int = 0
+    """Rank of the low-rank adapters that train; 0 trains all of the target's parameters."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    test_questions: int = 2000
+    """Test questions, in equal numbers over the skills, for each evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.questions_per_image % 2 or self.questions_per_image < 2:
+            raise UserError(f"questions-per-image is {self.questions_per_image}: it must be even, half are the audit's")
+        if self.steps < 1 or self.pool < self.images_per_step:
+            raise UserError(f"steps is {self.steps} and pool {self.pool}: at least 1 step, and a batch of images")

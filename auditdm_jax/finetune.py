@@ -27,6 +27,8 @@ from auditdm_jax.prompts import PromptTemplate
 from auditdm_jax.sampling import Prompt, completion_logps
 
 Params = Any
+# Under Muon, embeddings, norms and biases learn by Adam, at this share of the rate.
+ADAM_SHARE = 0.3
 
 
 @flax.struct.dataclass
@@ -115,13 +117,18 @@ def batch_loss(params: Params, config: VLMConfig, batch: Batch, remat: bool = Fa
 
 def make_optimizer(name: str, learning_rate: float, steps: int, warmup: float = 0.05) -> optax.GradientTransformation:
     """"muon" (matrices orthogonalised, the rest AdamW) or "adamw"; linear warm-up, then cosine to a twentieth."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, max(1, int(warmup * steps)), max(2, steps), learning_rate / 20
-    )
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, int(warmup * steps)), max(2, steps), peak / 20)
+
     if name == "muon":
-        core = optax.contrib.muon(schedule, muon_weight_dimension_numbers=_matrices, adam_learning_rate=schedule)
+        core = optax.contrib.muon(
+            schedule(learning_rate),
+            muon_weight_dimension_numbers=_matrices,
+            adam_learning_rate=schedule(ADAM_SHARE * learning_rate),
+        )
     else:
-        core = optax.adamw(schedule, b2=0.99, weight_decay=0.01)
+        core = optax.adamw(schedule(learning_rate), b2=0.99, weight_decay=0.01)
     return optax.chain(optax.clip_by_global_norm(1.0), core)
 
 

@@ -62,28 +62,29 @@ def question_logps(
     return completion_logps(params, config, prompt, features, ids, mask, temperature=temperature, remat=remat)
 
 
-def ask_once(
+def ask_many(
     vlm: VLM,
     images: np.ndarray,
     seed: int,
     *,
+    num_generations: int = 1,
     instruction: str = QUESTION_INSTRUCTION,
     max_new_tokens: int = 16,
     temperature: float = 1.0,
     batch_size: int = 128,
-) -> list[str]:
-    """One question for each of N images (uint8 [N, H, W, 3]), as text: the auditor's single pass."""
+) -> list[list[str]]:
+    """G questions as text for each of N images (uint8 [N, H, W, 3]), in compiled batches of one shape."""
     template = instruction_template(vlm, instruction)
-    questions = []
+    questions: list[str] = []
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size]
         padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
         padded[: len(chunk)] = chunk
         key = jax.random.fold_in(jax.random.key(seed), start)
-        settings = dict(num_generations=1, max_new_tokens=max_new_tokens, temperature=temperature)
+        settings = dict(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
         done = ask(vlm.params, vlm.config, template, padded, key, **settings)
-        questions += decode(vlm, done)[: len(chunk)]
-    return questions
+        questions += decode(vlm, done)[: len(chunk) * num_generations]
+    return [questions[i : i + num_generations] for i in range(0, len(questions), num_generations)]
 
 
 def decode(vlm: VLM, completions: Completions) -> list[str]:

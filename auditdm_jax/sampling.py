@@ -64,7 +64,7 @@ def _prefill(
     image_features: Float[Array, "B I D"],
     remat: bool = False,
 ) -> _Prefill:
-    mask = prompt.attention_mask.astype(bool)
+    mask = prompt.attention_mask
     positions = multimodal.positions_of(config, mask)
     masks = multimodal.input_masks(config, prompt.input_ids, mask, positions)
     x = multimodal.embed(params, config, prompt.input_ids, image_features)[:, None]
@@ -166,6 +166,8 @@ def sample(
     out, done = write(
         out, jnp.zeros((batch, rows), bool), jnp.array(0), *draw(context.last[:, :, 0], jnp.array(0))
     )
+    if length == 1:
+        return out
     cache_shape = (text.num_layers, batch, text.num_kv_heads, rows, length - 1, text.head_dim)
     cache = jnp.zeros(cache_shape, context.keys.dtype)
     return jax.lax.while_loop(unfinished, advance, (jnp.array(1), out, done, cache, cache))[1]
@@ -194,7 +196,7 @@ def completion_logps(
     context = _prefill(params, config, prompt, image_features, remat)
     hidden = jnp.broadcast_to(context.last, (batch, rows, 1, context.last.shape[-1]))
     if length > 1:
-        inputs, real = ids[..., :-1], mask[..., :-1].astype(bool)
+        inputs, real = ids[..., :-1], mask[..., :-1]
         start = jnp.max(jnp.where(context.mask, context.positions, 0), axis=1)[:, None, None]
         positions = start + jnp.cumsum(real, axis=-1, dtype=jnp.int32)
         everywhere = jnp.tril(jnp.ones((length - 1, length - 1), bool)) & real[:, :, None, :]

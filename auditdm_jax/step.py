@@ -176,7 +176,18 @@ def update(
     def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
         logps = logps_of(auditor_params(trainable, frozen.auditor), *arguments)
         return policy_gradient_loss(
-            rows(logps), rows(old_logps), rows(ref_logps), rows(questions.mask), rewards.reshape(-1), grpo
+            rows(logps),
+            rows(old_logps),
+            rows(ref_logps),
+            rows(questions.mask),
+            rewards.reshape(-1),
+            grpo.num_generations,
+            beta=grpo.beta,
+            epsilon=grpo.epsilon,
+            epsilon_high=grpo.epsilon_high,
+            scale_rewards=grpo.scale_rewards,
+            loss_type=grpo.loss_type,
+            kl_estimator=grpo.kl_estimator,
         )
 
     def iteration(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple[Params, optax.OptState], dict]:

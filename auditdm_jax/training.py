@@ -180,7 +180,7 @@ def train(config: TrainConfig) -> Path:
             batch = next(source)
             if number % config.probe_every == 0:
                 log.write(number, probe(step, state, next(held_out), players.auditor))
-            state, metrics, record = step(state, batch["image"])
+            state, metrics, _ = step(state, batch["image"])
             log.step(number + 1, metrics)
             if (number + 1) % config.checkpoint_every == 0 or number + 1 == config.steps:
                 log.flush()

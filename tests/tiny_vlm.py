@@ -63,8 +63,8 @@ def hf_config(family: str, *, text: dict | None = None, vision: dict | None = No
     )
 
 
-def hf_model(config, seed: int = 0):
-    """The transformers model, every parameter random (norms and biases too), so that none can be forgotten."""
+def hf_model(config, seed: int = 1):
+    """The transformers model, every parameter random (norms and biases too), so that none is forgotten."""
     torch.manual_seed(seed)
     paligemma = config.model_type == "paligemma"
     model = (PaliGemmaForConditionalGeneration if paligemma else Gemma3ForConditionalGeneration)(
@@ -73,6 +73,8 @@ def hf_model(config, seed: int = 0):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
+            if "embed_tokens" in name:
+                scale /= 8  # or the tied head would only repeat the last token
             center = 1.0 if "layer_norm" in name or ("layernorm.weight" in name and "vision" in name) else 0.0
             parameter.copy_(center + scale * torch.randn_like(parameter))
     return model
@@ -81,7 +83,7 @@ def hf_model(config, seed: int = 0):
 def inputs(
     config, lengths=(9, 5), side: str = "right", suffix: int = 0, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """What a processor returns for an image and `lengths` text tokens a row, the last `suffix` ones causal."""
+    """What a processor returns for an image and `lengths` text tokens a row, the last `suffix` causal."""
     rng = np.random.default_rng(seed)
     vision = config.vision_config
     paligemma = config.model_type == "paligemma"
@@ -99,11 +101,16 @@ def inputs(
         ids[i, place], mask[i, place] = row, 1
         row_types = [0] * (len(row) - suffix) + [1] * suffix
         types[i, place] = row_types if paligemma else [int(t == IMAGE) for t in row]
-    pixels = rng.uniform(-1, 1, (len(rows), 3, vision.image_size, vision.image_size)).astype(np.float32)
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "pixel_values": pixels}
+    pixels = rng.uniform(-1, 1, (len(rows), 3, vision.image_size, vision.image_size))
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": types,
+        "pixel_values": pixels.astype(np.float32),
+    }
 
 
-WORDS = "answer en user model what color is the red blue star circle how many are there two yes no ?"
+WORDS = "answer en user model what color is the red blue star circle how many are two yes no ?"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + message['role'] + '\n' }}"
     "{% for item in message['content'] %}"
@@ -114,11 +121,12 @@ CHAT_TEMPLATE = (
 
 
 def processor(config):
-    """A word-level tokenizer and an image processor for `config`; ids of placeholders agree with `hf_config`."""
+    """A word-level tokenizer and an image processor; the ids of placeholders agree with `hf_config`."""
     image_word = "<image>" if config.model_type == "paligemma" else "<image_soft_token>"
-    first = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "\n", *WORDS.split()]
-    vocabulary = {word: i for i, word in enumerate(first)}
-    vocabulary |= {image_word: IMAGE, "<start_of_image>": BEGIN_IMAGE, "<end_of_image>": END_IMAGE}
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "\n", *WORDS.split()]
+    words += [f"filler{i}" for i in range(len(words), VOCABULARY)]
+    words[IMAGE : END_IMAGE + 1] = [image_word, "<start_of_image>", "<end_of_image>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
     core = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.WordPiece()

@@ -119,7 +119,9 @@ def unembed(
     params: Params, config: GemmaConfig, hidden: Float[Array, "*batch D"]
 ) -> Float32[Array, "*batch V"]:
     """Logits of the tied head in float32, after the final soft cap."""
-    logits = jnp.einsum("...d,vd->...v", hidden, params["embedding"], preferred_element_type=jnp.float32)
+    flat = hidden.reshape(-1, hidden.shape[-1])  # for the sake of the gradient, as in `dense`
+    logits = jnp.einsum("nd,vd->nv", flat, params["embedding"], preferred_element_type=jnp.float32)
+    logits = logits.reshape(*hidden.shape[:-1], -1)
     return _soft_cap(logits, config.final_softcap)
 
 
@@ -204,8 +206,8 @@ def _rope_tables(config: GemmaConfig, positions: Int[Array, "B G T"]) -> ByKind:
     """Pair of (cos, sin), each float32 `[B, G, T, 1, H / 2]`."""
 
     def tables(theta: float, factor: float) -> tuple[Array, Array]:
-        exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-        angles = positions[..., None, None].astype(jnp.float32) * (1.0 / (theta**exponent) / factor)
+        rates = 1.0 / theta ** (np.arange(0, config.head_dim, 2) / config.head_dim) / factor
+        angles = positions[..., None, None].astype(jnp.float32) * rates.astype(np.float32)
         return jnp.cos(angles), jnp.sin(angles)
 
     both = list(zip(config.rope_theta, config.rope_factor, strict=True))

@@ -3,6 +3,7 @@
 transformers itself reads the files, so old and new spellings of RoPE and sliding-window fields both work.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ def save_configs(directory: Path, config: Any, ours: VLMConfig, dtype: str) -> N
     """Write config.json and generation_config.json for weights stored as `dtype`."""
     from transformers import GenerationConfig
 
+    config = copy.deepcopy(config)
     config.dtype = dtype
     config.vision_config.vision_use_head = False  # the pooling head is neither used nor stored
     config.save_pretrained(directory)

@@ -162,7 +162,6 @@ def hidden_states(
     remat: bool = False,
 ) -> Float[Array, "B T D"]:
     """Last hidden states after the last norm; meaningless where the attention mask is False."""
-    attention_mask = attention_mask.astype(bool)
     positions = positions_of(config, attention_mask)
     masks = input_masks(config, input_ids, attention_mask, positions, token_type_ids)
     x = embed(params, config, input_ids, image_features)

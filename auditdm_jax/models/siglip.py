@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from auditdm_jax.models.layers import Params, dense, gelu, layer_norm, random_dense, scan_layers
@@ -35,9 +34,11 @@ class SiglipConfig:
 
 
 def init_params(key: Array, config: SiglipConfig, dtype: Any = jnp.float32) -> Params:
-    """Random parameters for training from nothing; positions start as two-dimensional sines and cosines."""
-    keys = iter(jax.random.split(key, 7))
+    """Random parameters for training from nothing."""
+    keys = iter(jax.random.split(key, 8))
     depth, width, mlp_width = config.num_layers, config.width, config.mlp_width
+    # About as strong as the patches' own features, so that a place is as easy to read as what stands there.
+    positions = 0.5 * jax.random.normal(next(keys), (config.grid**2, width))
 
     def norm(*lead: int) -> Params:
         return {"scale": jnp.ones((*lead, width), dtype), "bias": jnp.zeros((*lead, width), dtype)}
@@ -47,7 +48,7 @@ def init_params(key: Array, config: SiglipConfig, dtype: Any = jnp.float32) -> P
 
     return {
         "patch": random_dense(next(keys), (3 * config.patch_size**2, width), dtype, bias=True),
-        "position": jnp.asarray(_sines(config.grid, width), dtype),
+        "position": positions.astype(dtype),
         "layers": {
             "attention_norm": norm(depth),
             "q": linear(width, width),
@@ -60,16 +61,6 @@ def init_params(key: Array, config: SiglipConfig, dtype: Any = jnp.float32) -> P
         },
         "norm": norm(),
     }
-
-
-def _sines(grid: int, width: int) -> np.ndarray:
-    """[grid * grid, width] float32: a quarter of the channels each for sin and cos of row and column."""
-    quarter = -(-width // 4)
-    rate = 1.0 / 10_000 ** (np.arange(quarter) / max(quarter - 1, 1))
-    angle = np.arange(grid)[:, None] * rate
-    waves = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-    rows, columns = np.repeat(waves, grid, axis=0), np.tile(waves, (grid, 1))
-    return np.concatenate([rows, columns], axis=1)[:, :width].astype(np.float32)
 
 
 def encode(

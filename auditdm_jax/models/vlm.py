@@ -76,7 +76,7 @@ class VLM:
         """
         directory = hf_config.directory_of(path_or_hub_id)
         published, generation = hf_config.load_configs(directory)
-        config = hf_config.read(published, generation=generation)
+        hf_config.read(published)  # names an unsupported architecture before its processor fails to load
         processor = hf_config.load_processor(directory)
         config = hf_config.read(published, processor, generation)
         template = jax.eval_shape(partial(init_params, config=config), jax.random.key(0))
@@ -132,10 +132,10 @@ class VLM:
                 f"a prompt has {found} image tokens where the model needs {wanted}; "
                 "give each row one image, untruncated"
             )
-        mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
         if self.config.family == "gemma3":
             token_type_ids = None  # its image blocks are found from the placeholders
-        return _logits(self.params, self.config, input_ids, pixel_values, mask, token_type_ids)
+        return _logits(self.params, self.config, input_ids, pixel_values, mask != 0, token_type_ids)
 
     def answer(
         self,

@@ -45,7 +45,13 @@ def test_set(count: int, seed: int = 0, split: str = "test", unanswerable: bool 
 
 
 def question_stream(
-    seed: int, start: int, images: int, per_image: int, distribution: str, unanswerable: float = 0.0
+    seed: int,
+    start: int,
+    images: int,
+    per_image: int,
+    distribution: str,
+    unanswerable: float = 0.0,
+    description: float = 0.0,
 ) -> Iterator[tuple[np.ndarray, list[list[Question]]]]:
     """Training batches from number `start` on: uint8 [images, 64, 64, 3] and as many lists of `per_image` questions.
 
@@ -56,7 +62,8 @@ def question_stream(
         scenes, pictures = scenes_of("train", seed * 100_000_000 + batch * images, images)
         rng = np.random.default_rng((seed, batch))
         askers = [Asker(scene, rng) for scene in scenes]
-        yield pictures, [[a.draw(distribution, "train", unanswerable) for _ in range(per_image)] for a in askers]
+        settings = (distribution, "train", unanswerable, description)
+        yield pictures, [[asker.draw(*settings) for _ in range(per_image)] for asker in askers]
         batch += 1
 
 
@@ -70,6 +77,9 @@ class SceneSource:
         self.split, self.batch_size, self.count = split, batch_size, 0
         # Beyond the seeds of the zoo's training scenes.
         self.first = (1000 + seed) * 100_000_000
+
+    def __iter__(self) -> "SceneSource":
+        return self
 
     def __next__(self) -> dict:
         start = self.first + self.count * self.batch_size

@@ -19,7 +19,7 @@ from auditdm_jax.scenes.language import (
     fill,
     phrasings,
 )
-from auditdm_jax.scenes.world import COLORS, SHAPES, SIZES, SPECIALS, SPLITS, Scene
+from auditdm_jax.scenes.world import COLORS, GRID, SHAPES, SIZES, SPECIALS, SPLITS, Scene
 
 DISTRIBUTIONS = ("natural", "uniform")
 _PHRASINGS = {(skill, split): phrasings(skill, split) for skill in SKILLS for split in SPLITS}
@@ -75,14 +75,35 @@ class Asker:
     def _pick(self, options):
         return options[int(self._uniform() * len(options))]
 
-    def draw(self, distribution: str, split: str, unanswerable_share: float = 0.0) -> Question:
+    def draw(
+        self, distribution: str, split: str, unanswerable_share: float = 0.0, description_share: float = 0.0
+    ) -> Question:
         """One question with its skill drawn from a distribution (one of `DISTRIBUTIONS`)."""
+        if self._uniform() < description_share:
+            return self.describe(everything=distribution == "uniform")
         while True:
             unanswerable = self._uniform() < unanswerable_share
             skill = SKILLS[int(np.searchsorted(_CUMULATIVE[distribution], self._uniform() * 0.9999999))]
             question = self.ask(skill, split, unanswerable)
             if question is not None:
                 return question
+
+    def describe(self, everything: bool) -> Question:
+        """A lesson that no skill asks for: what stands at a row and column. It teaches a model to see, cell by cell,
+        which makes the skills that must first find their object quick to learn.
+
+        everything: of any cell; otherwise only of shapes and empty cells, as rare things stay rare in natural data.
+        """
+        cells = [i for i, t in enumerate(self.scene.cells) if everything or t is None or t.kind == "shape"]
+        cell = self._pick(cells)
+        thing, (row, column) = self.scene.cells[cell], divmod(cell, GRID)
+        if thing is None:
+            words = "nothing"
+        elif thing.kind == "shape":
+            words = f"{thing.size} {thing.color} {thing.material} {thing.shape}"
+        else:
+            words = f"{thing.kind} {thing.value}"
+        return Question(f"describe {row + 1} {column + 1}", words, "description")
 
     def _slots(self, skill: str) -> oracle.Slots | None:
         """Slots whose question has an answer here, or usually has; answers balanced where the scene permits."""

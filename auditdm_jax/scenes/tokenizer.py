@@ -15,7 +15,6 @@ SPECIAL_TOKENS = (
     "<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>",
     "<start_of_image>", "<end_of_image>", "<image_soft_token>",
 )  # fmt: skip
-NUM_IMAGE_TOKENS = world.GRID * world.GRID
 
 # Gemma 3's published format, without its system turn: the image stands before the text of the user's turn.
 CHAT_TEMPLATE = (
@@ -28,7 +27,7 @@ CHAT_TEMPLATE = (
 
 def vocabulary(extra_text: str = "") -> list[str]:
     """Every word of the world's questions, answers and captions, then letters, digits and their continuations."""
-    text = [extra_text, "answer en user model weather in a frame behind bars at unclear yes no"]
+    text = [extra_text, "answer en user model weather in a frame behind bars at unclear yes no describe nothing"]
     text += list(language.LEADS) + [form for forms in language.FORMS.values() for form in forms]
     text += [*world.COLORS, *world.SIZES, *world.MATERIALS, *world.WEATHERS, *world.QUADRANTS, *language.RELATIONS]
     text += [*language.COMPARISONS, *language.ATTRIBUTES, *world.SPECIALS]

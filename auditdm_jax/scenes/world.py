@@ -95,16 +95,18 @@ def _draw(rng: np.random.Generator) -> Scene:
     def pick(options):
         return options[int(next(u) * len(options))]
 
-    num_shapes = 3 + int(next(u) * 6)
+    # From nearly empty to crowded: a model that learns to see begins with the sparse ones.
+    crowd = next(u)
+    num_shapes = 1 + int(next(u) * (1 + 7 * crowd))
     palette = [pick(COLORS) for _ in range(4)]
     kinds = [pick(SHAPES) for _ in range(5)]
     things = [Thing("shape", pick(palette), pick(kinds), pick(SIZES), pick(MATERIALS)) for _ in range(num_shapes)]
     if next(u) < 0.75:
         things[0] = things[0]._replace(framed=True)
-    if next(u) < 0.75:
+    if next(u) < 0.75 and num_shapes > 1:
         things[1] = things[1]._replace(barred=True)
     for kind, values in SPECIALS.items():
-        if next(u) < 0.7:
+        if next(u) < 0.15 + 0.65 * crowd:
             things.append(Thing(kind, value=pick(values)))
     order = rng.permutation(GRID * GRID)
     cells: list[Thing | None] = [None] * (GRID * GRID)

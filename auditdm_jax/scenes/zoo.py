@@ -32,11 +32,11 @@ from auditdm_jax.files import atomic_folder
 from auditdm_jax.finetune import Encoder, FinetuneState, fit, init_state, make_optimizer
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_template, template_for
-from auditdm_jax.rollout import ask_once
+from auditdm_jax.rollout import ask_many
 from auditdm_jax.scenes import dataset
 from auditdm_jax.scenes.language import UNCLEAR
 from auditdm_jax.scenes.oracle import judge
-from auditdm_jax.scenes.tokenizer import CHAT_TEMPLATE, NUM_IMAGE_TOKENS, build_tokenizer
+from auditdm_jax.scenes.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from auditdm_jax.scenes.world import CELL, SIZE
 
 ZOO = Path(__file__).parent / "zoo_checkpoints"
@@ -64,36 +64,39 @@ class Member:
     """Of the training questions over skills: "natural" or "uniform"."""
     unanswerable: float = 0.0
     """Share of training questions without an answer in their scene, learned as "unclear"."""
+    description: float = 0.0
+    """Share of training questions that ask what stands at a place."""
     asks: bool = False
     """The auditor learns to ask the natural questions; everything else learns to answer."""
     images: int = 16
     """Pictures in a training step, each with 16 questions."""
-    learning_rate: float = 0.02
+    learning_rate: float = 0.01
 
 
 MEMBERS = {
     member.name: member
     for member in (
-        Member("target-s", "paligemma", seed=1, steps=700, images=32, vision_layers=2, distribution="natural"),
-        Member("auditor", "gemma3", seed=7, steps=1500, vision_layers=2, distribution="natural", asks=True),
-        Member("reference-a", "gemma3", seed=3, steps=2600, unanswerable=0.12),
-        Member("reference-b", "paligemma", seed=4, steps=2600, unanswerable=0.12),
-        Member("reference-c", "gemma3", seed=5, steps=2600, text_layers=4, mlp=160, unanswerable=0.15),
-        Member("verifier", "gemma3", seed=6, steps=2600, width=112, unanswerable=0.12),
-        Member("target-l", "paligemma", seed=2, steps=2000, vision_layers=3, distribution="natural"),
+        Member("target-s", "paligemma", seed=1, steps=900, vision_layers=2, distribution="natural", description=0.2),
+        Member("target-l", "paligemma", seed=2, steps=800, distribution="natural", description=0.2),
+        Member("reference-a", "gemma3", seed=3, steps=1800, unanswerable=0.12, description=0.2),
+        Member("reference-b", "paligemma", seed=4, steps=1800, unanswerable=0.12, description=0.2),
+        Member("reference-c", "gemma3", seed=5, steps=1200, text_layers=4, mlp=160, unanswerable=0.15, description=0.2),
+        Member("verifier", "gemma3", seed=6, steps=1200, width=112, heads=4, unanswerable=0.12, description=0.2),
+        Member("auditor", "gemma3", seed=7, steps=700, vision_layers=2, distribution="natural", asks=True),
     )
 }
 
 
-def new_model(member: Member) -> VLM:
+def new_model(member: Member, image_size: int = SIZE) -> VLM:
     """A member with random weights, from a Hugging Face configuration of its family."""
+    image_tokens = (image_size // CELL) ** 2
     tokenizer = build_tokenizer(QUESTION_INSTRUCTION)
     vision = SiglipVisionConfig(
         hidden_size=member.vision_width,
         intermediate_size=2 * member.vision_width,
         num_hidden_layers=member.vision_layers,
         num_attention_heads=4,
-        image_size=SIZE,
+        image_size=image_size,
         patch_size=CELL,
         projection_dim=member.width,
         vision_use_head=False,
@@ -113,7 +116,7 @@ def new_model(member: Member) -> VLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    size = {"height": SIZE, "width": SIZE}
+    size = {"height": image_size, "width": image_size}
     if member.family == "paligemma":
         config = PaliGemmaConfig(
             text_config=dict(text, model_type="gemma2"),
@@ -126,13 +129,13 @@ def new_model(member: Member) -> VLM:
             eos_token_id=tokenizer.eos_token_id,
         )
         images = SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-        images.image_seq_length = NUM_IMAGE_TOKENS
+        images.image_seq_length = image_tokens
         processor = PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
     else:
         config = Gemma3Config(
             text_config=Gemma3TextConfig(**text).to_dict(),
             vision_config=vision.to_dict(),
-            mm_tokens_per_image=NUM_IMAGE_TOKENS,
+            mm_tokens_per_image=image_tokens,
             boi_token_index=tokenizer.boi_token_id,
             eoi_token_index=tokenizer.eoi_token_id,
             image_token_index=tokenizer.image_token_id,
@@ -143,7 +146,7 @@ def new_model(member: Member) -> VLM:
             image_processor=images,
             tokenizer=tokenizer,
             chat_template=CHAT_TEMPLATE,
-            image_seq_length=NUM_IMAGE_TOKENS,
+            image_seq_length=image_tokens,
         )
     return VLM.from_config(config, processor, jax.random.key(member.seed))
 
@@ -153,10 +156,9 @@ def batches(vlm: VLM, member: Member, start: int):
     if member.asks:
         encode = Encoder(vlm, instruction_template(vlm, QUESTION_INSTRUCTION), max_question_tokens=0, max_answer_tokens=12)
     else:
-        encode = Encoder(vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=2)
-    stream = dataset.question_stream(
-        member.seed, start, member.images, QUESTIONS_AN_IMAGE, member.distribution, member.unanswerable
-    )
+        encode = Encoder(vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=4 if member.description else 2)
+    shares = (member.distribution, member.unanswerable, member.description)
+    stream = dataset.question_stream(member.seed, start, member.images, QUESTIONS_AN_IMAGE, *shares)
     for images, questions in stream:
         texts = [[question.text for question in row] for row in questions]
         if member.asks:
@@ -183,7 +185,7 @@ def examine(vlm: VLM, member: Member, count: int) -> dict:
 def question_quality(vlm: VLM, count: int) -> dict:
     """Share of sampled questions (temperature 1, one a test scene) by the oracle's verdict."""
     scenes, images = dataset.scenes_of("test", 0, count)
-    questions = ask_once(vlm, images, seed=0)
+    questions = [row[0] for row in ask_many(vlm, images, seed=0)]
     statuses = [judge(question, scene).status for question, scene in zip(questions, scenes, strict=True)]
     shares = {status: statuses.count(status) / count for status in ("answered", "unanswerable", "unparsable")}
     return {"n": count, "parsed": 1 - shares["unparsable"], **shares}

@@ -1,0 +1,62 @@
+"""The command line: `auditdm train | audit | rectify`, and the same three for the scripts at the top of the project."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+# One card is shared by JAX and, for image editing, PyTorch: JAX must not take it all. Read when JAX is imported.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import tyro
+
+from auditdm_jax.config import AuditConfig, RectifyConfig, TrainConfig
+from auditdm_jax.errors import run_cli
+
+
+def _train(config: TrainConfig) -> None:
+    from auditdm_jax.training import train
+
+    train(config)
+
+
+def _audit(config: AuditConfig) -> None:
+    from auditdm_jax.audit import main
+
+    main(config)
+
+
+def _rectify(config: RectifyConfig) -> None:
+    from auditdm_jax.rectify import rectify
+
+    rectify(config)
+
+
+def _run(config_type: type, command: Callable[[Any], None]) -> None:
+    run_cli(lambda: command(tyro.cli(config_type, description=config_type.__doc__)))
+
+
+def train() -> None:
+    """`python train.py`."""
+    _run(TrainConfig, _train)
+
+
+def audit() -> None:
+    """`python audit.py`."""
+    _run(AuditConfig, _audit)
+
+
+def rectify() -> None:
+    """`python rectify.py`."""
+    _run(RectifyConfig, _rectify)
+
+
+def main() -> None:
+    """`auditdm train|audit|rectify`."""
+    commands = {"train": TrainConfig, "audit": AuditConfig, "rectify": RectifyConfig}
+    runners = {TrainConfig: _train, AuditConfig: _audit, RectifyConfig: _rectify}
+
+    def run() -> None:
+        config = tyro.extras.subcommand_cli_from_dict(commands)
+        runners[type(config)](config)
+
+    run_cli(run)

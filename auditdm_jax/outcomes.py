@@ -1,0 +1,134 @@
+"""[host] What became of each question that the auditor asked.
+
+A question is a claimed failure where the references share an answer, their consensus, and the target gives
+another. It is verified where the truth is known to be the consensus: by the oracle for scenes of the
+embedded world, otherwise by the verifier, a model that took no part in training. Questions that could not
+be asked or scored have outcomes of their own and are never counted as wrong.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from auditdm_jax.answers import normalize
+from auditdm_jax.scenes.language import UNCLEAR
+from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.world import Scene
+from auditdm_jax.taxonomy import answer_kind, question_label
+
+OUTCOMES = {
+    "empty": "nothing was asked",
+    "overlong": "the question did not end within the tokens allowed",
+    "unparsable": "no question of this world (of other images: no question mark)",
+    "abstained": "the references share that the question has no answer",
+    "no_consensus": "the references do not share an answer",
+    "target_unanswered": "the references agree, the target abstains or says nothing",
+    "agreed": "the target gives the references' answer",
+    "claimed": "the target gives another answer than the references share",
+}
+"""What can become of a question: exactly one of these, the first that holds. The names are those of training
+(`reward.Outcome`), where nobody can tell which questions parse."""
+
+
+class Asked(NamedTuple):
+    """What the auditor wrote about one image; `ended`: within the tokens allowed."""
+
+    image_id: str
+    question: str
+    ended: bool = True
+
+
+class Answers(NamedTuple):
+    """What was answered to one question; the references in the order of the run's settings."""
+
+    target: str
+    references: tuple[str, ...]
+    verifier: str
+
+
+class Examined(NamedTuple):
+    """A question and what became of it.
+
+    consensus: "" where there is none. oracle_answer: "" without an oracle, or where the scene has no
+    answer. answerable: the question has an answer (known to the oracle, or else a consensus), so it counts
+    in the rate of its failure type, skill and condition.
+    """
+
+    image_id: str
+    question: str
+    target_answer: str
+    reference_answers: tuple[str, ...]
+    consensus: str
+    verifier_answer: str
+    oracle_answer: str
+    skill: str
+    condition: str
+    outcome: str
+    verified: bool
+    answerable: bool
+
+    @property
+    def claimed(self) -> bool:
+        return self.outcome == "claimed"
+
+
+def is_answer(text: str) -> bool:
+    """Whether something was said, and it is not an abstention."""
+    return normalize(text) not in ("", UNCLEAR)
+
+
+def shared_answer(answers: Sequence[str], agreement: float) -> str | None:
+    """The most common of the references' answers, as first written, if it has the share `agreement`; else None.
+
+    The rule of `reward.consensus`, on text: answers are compared after normalisation, saying nothing is a vote for
+    `UNCLEAR`, and of two that are equally common neither is shared.
+    """
+    votes = [normalize(answer) if is_answer(answer) else UNCLEAR for answer in answers]
+    (winner, count), *others = Counter(votes).most_common(2)
+    tied = bool(others) and others[0][1] == count
+    # A share written as 0.667 means two of three.
+    if tied or count < agreement * len(answers) - 0.01:
+        return None
+    return answers[votes.index(winner)] if winner != UNCLEAR else UNCLEAR
+
+
+def consensus_of(answers: Sequence[str], agreement: float) -> str:
+    """The answer that the references share; "" where they share none, or only that there is none."""
+    shared = shared_answer(answers, agreement)
+    return shared if shared is not None and shared != UNCLEAR else ""
+
+
+def examine(asked: Asked, answers: Answers, agreement: float, scene: Scene | None = None) -> Examined:
+    """What became of one question. scene: the truth, where it is known."""
+    consensus = consensus_of(answers.references, agreement)
+    shared = normalize(consensus)
+    if scene is None:
+        truth, skill, condition = "", question_label(asked.question), answer_kind(consensus)
+        parsed, answerable = "?" in asked.question, bool(consensus)
+        confirmed = normalize(answers.verifier) == shared
+    else:
+        status, truth, skill, condition = judge(asked.question, scene)
+        parsed, answerable = status != "unparsable", status == "answered"
+        confirmed = answerable and normalize(truth) == shared
+    asks = {"empty": not normalize(asked.question), "overlong": not asked.ended, "unparsable": not parsed}
+    scores = {
+        "abstained": not consensus and shared_answer(answers.references, agreement) is not None,
+        "no_consensus": not consensus,
+        "target_unanswered": not is_answer(answers.target),
+        "agreed": normalize(answers.target) == shared,
+    }
+    outcome = next((name for name, holds in (asks | scores).items() if holds), "claimed")
+    return Examined(
+        asked.image_id,
+        asked.question,
+        answers.target,
+        answers.references,
+        consensus,
+        answers.verifier,
+        truth,
+        skill,
+        condition,
+        outcome,
+        verified=outcome == "claimed" and confirmed,
+        answerable=answerable and outcome not in asks,
+    )

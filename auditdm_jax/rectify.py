@@ -1,0 +1,212 @@
+"""Rectification without annotation: fine-tune the target on what the auditor found, labelled by the ensemble.
+
+Two arms of the same number of steps and examples start from the same target:
+  rectified  half ordinary questions, half the audit's: new questions of the trained auditor (failures or not), and the
+             discovered questions asked again of other images;
+  control    ordinary questions alone.
+Ordinary questions are those of the auditor before training. Every label, in both arms, is the consensus of the
+references; questions without one are left out. Failures alone would teach the reverse of the target's bias: asked
+again of other images, whatever the target says there, they carry no such selection.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from auditdm_jax import discoveries
+from auditdm_jax.config import RectifyConfig, TrainConfig
+from auditdm_jax.data import open_images
+from auditdm_jax.errors import UserError, one_line
+from auditdm_jax.evals import Answerer, accuracy
+from auditdm_jax.files import atomic_folder, write_json
+from auditdm_jax.finetune import Batch, Encoder, fit, init_state, make_optimizer
+from auditdm_jax.models import lora
+from auditdm_jax.models.vlm import VLM
+from auditdm_jax.outcomes import consensus_of
+from auditdm_jax.prompts import template_for
+from auditdm_jax.rollout import ask_many
+from auditdm_jax.runs import trained_auditor, training_settings
+from auditdm_jax.scenes.dataset import scenes_of, test_set
+from auditdm_jax.scenes.zoo_paths import load_model
+from auditdm_jax.taxonomy import question_label
+
+
+class Lesson(NamedTuple):
+    """A question with the answer to learn: the consensus of the references."""
+
+    question: str
+    answer: str
+
+
+Lessons = list[list[Lesson]]
+"""For each image of a pool, what is taught about it."""
+
+
+class Exam(NamedTuple):
+    """images: uint8 [N, H, W, 3]; N questions with their true answers and skills."""
+
+    images: np.ndarray
+    questions: Sequence[str]
+    truths: Sequence[str]
+    skills: Sequence[str]
+
+    def score(self, model: VLM) -> dict:
+        """Accuracy overall, with its interval, and by skill."""
+        return accuracy(Answerer(model)(self.images, self.questions, "examining"), self.truths, self.skills)
+
+
+class Ensemble:
+    """The references, asked together."""
+
+    def __init__(self, models: Sequence[VLM], agreement: float):
+        self.answerers, self.agreement = [Answerer(model) for model in models], agreement
+
+    def teach(self, images: np.ndarray, questions: list[list[str]]) -> Lessons:
+        """Of each image's questions those that the references agree on, with their answer.
+
+        images: uint8 [N, H, W, 3]; questions: N lists.
+        """
+        owner = np.repeat(np.arange(len(images)), [len(row) for row in questions])
+        flat = [question for row in questions for question in row]
+        said = [answerer(images[owner], flat, "consensus") for answerer in self.answerers]
+        lessons: Lessons = [[] for _ in images]
+        for index, question, answers in zip(owner, flat, zip(*said, strict=True), strict=True):
+            if agreed := consensus_of(answers, self.agreement):
+                lessons[index].append(Lesson(question, agreed))
+        return lessons
+
+
+def again(discovered: Sequence[str], images: int, per_image: int, seed: int) -> list[list[str]]:
+    """Discovered questions drawn at random for each of `images` other images."""
+    rng = np.random.default_rng(seed)
+    return [[discovered[i] for i in rng.integers(len(discovered), size=per_image)] for _ in range(images)]
+
+
+def batches(
+    images: np.ndarray, kinds: Sequence[Lessons], encode: Encoder, config: RectifyConfig
+) -> Iterator[Batch]:
+    """Endless batches with equal parts from each kind of lessons.
+
+    images: uint8 [N, H, W, 3]. An image takes part if it has a lesson of every kind.
+    Raises UserError where too few do.
+    """
+    rng = np.random.default_rng(config.seed)
+    usable = np.array([i for i in range(len(images)) if all(lessons[i] for lessons in kinds)])
+    if len(usable) < config.images_per_step:
+        raise UserError(
+            f"only {len(usable)} images have questions that the references agree on, fewer than a batch of "
+            f"{config.images_per_step}; raise --pool or lower --images-per-step"
+        )
+    share = config.questions_per_image // len(kinds)
+    while True:
+        for rows in np.split(rng.permutation(usable), range(config.images_per_step, len(usable), config.images_per_step)):
+            if len(rows) < config.images_per_step:
+                continue
+            drawn = [[lessons[i][k] for lessons in kinds for k in rng.integers(len(lessons[i]), size=share)] for i in rows]
+            yield encode(images[rows], [[x.question for x in row] for row in drawn], [[x.answer for x in row] for row in drawn])
+
+
+def finetuned(target: VLM, data: Iterator[Batch], config: RectifyConfig, name: str) -> VLM:
+    """The target after `config.steps` updates on one arm's data."""
+    optimizer = make_optimizer(config.optimizer, config.learning_rate, config.steps)
+    if config.lora_rank:
+        trainable = lora.init(jax.random.key(config.seed), target.params, config.lora_rank)
+        frozen = target.params
+    else:
+        trainable, frozen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), target.params), None
+    with tqdm(total=config.steps, desc=name, unit="step") as bar:
+
+        def on_step(state, loss: float) -> None:
+            bar.update(int(state.step) - bar.n)
+            bar.set_postfix(loss=f"{loss:.3f}")
+
+        settings = dict(config=target.config, optimizer=optimizer, remat=config.remat, on_step=on_step)
+        state = fit(init_state(trainable, optimizer), frozen, data, config.steps, **settings)
+    learned = state.trainable if frozen is None else lora.merge(frozen, state.trainable)
+    params = jax.tree.map(lambda new, old: new.astype(old.dtype), learned, target.params)
+    return VLM(params, target.config, target.processor, target.hf_config)
+
+
+def pool_of(config: RectifyConfig, trained: TrainConfig, size: int) -> tuple[np.ndarray, bool]:
+    """`config.pool` images to ask about, uint8 [N, size, size, 3], and whether they are scenes of the embedded world."""
+    spec = config.images or trained.images
+    if not spec:
+        # Seeds apart from those the auditor trained on.
+        return scenes_of("train", (3000 + config.seed) * 100_000_000, config.pool)[1], True
+    source = open_images(spec, size, min(config.pool, 64), config.seed, split="train" if trained.images else "all")
+    count = min(config.pool, source.num_images)
+    chunks = [next(source)["image"] for _ in range(-(-count // min(config.pool, 64)))]
+    return np.concatenate(chunks)[:count], False
+
+
+def exam(scenes: bool, images: np.ndarray, lessons: Lessons, config: RectifyConfig) -> Exam:
+    """What the target is examined on, before and after.
+
+    Scenes: test questions with true answers, equally over the skills. Other images: the ordinary questions of images
+    kept out of both arms, with the consensus for the truth and the question's first words for its skill.
+    """
+    if scenes:
+        test = test_set(config.test_questions)
+        texts, truths, skills = zip(*test.questions, strict=True)
+        return Exam(test.images, texts, truths, skills)
+    owner = np.repeat(np.arange(len(images)), [len(row) for row in lessons])
+    flat = [lesson for row in lessons for lesson in row]
+    return Exam(images[owner], *zip(*((x.question, x.answer, question_label(x.question)) for x in flat), strict=True))
+
+
+def rectify(config: RectifyConfig) -> dict:
+    """Both arms and their evaluation; writes `rectify/target/` and `rectify/summary.json`, and returns the summary."""
+    run = Path(config.out) / config.name
+    trained = training_settings(run) or TrainConfig(name=config.name, out=config.out, seed=config.seed)
+    dtype = jnp.dtype(trained.dtype)
+    target, base = (load_model(name, dtype) for name in (trained.models.target, trained.models.auditor))
+    auditor = load_model(trained_auditor(run) or trained.models.auditor, dtype)
+    ensemble = Ensemble([load_model(name, dtype) for name in trained.models.references], trained.reward.agreement)
+    size = max(vlm.config.vision.image_size for vlm in (target, base, *(a.vlm for a in ensemble.answerers)))
+    found = discoveries.read(config.discoveries or run / "audit" / "discoveries.parquet", size)
+
+    images, are_scenes = pool_of(config, trained, size)
+    others = len(images)
+    images = np.concatenate([images, found.images[: config.pool]])
+    half = config.questions_per_image // 2
+    ask = partial(ask_many, instruction=trained.instruction, max_new_tokens=trained.max_question_tokens)
+    ordinary = ensemble.teach(images, ask(base, images, config.seed, num_generations=config.questions_per_image))
+    fresh = ask(auditor, images, config.seed + 1, num_generations=half)
+    repeated = again([row.question for row in found.rows], len(images), half, config.seed)
+    audited = ensemble.teach(images, [a + b for a, b in zip(fresh, repeated, strict=True)])
+    for lessons, row in zip(audited[others:], found.rows, strict=False):
+        lessons.append(Lesson(row.question, row.consensus))
+    held = 0 if are_scenes else max(1, others // 10)
+    test = exam(are_scenes, images[:held], ordinary[:held], config)
+
+    encode = Encoder(target, template_for(target), trained.max_question_tokens, trained.max_answer_tokens)
+    summary: dict[str, Any] = {"before": test.score(target)}
+    arms = {"control": [ordinary[held:]], "after": [ordinary[held:], audited[held:]]}
+    for name, kinds in arms.items():
+        repaired = finetuned(target, batches(images[held:], kinds, encode, config), config, name)
+        summary[name] = test.score(repaired)
+    with atomic_folder(run / "rectify" / "target") as folder:
+        repaired.save(folder)
+    summary["examples"] = config.steps * config.images_per_step * config.questions_per_image
+    summary["seed"], summary["target"] = config.seed, trained.models.target
+    write_json(run / "rectify" / "summary.json", summary)
+    print_summary(summary, run)
+    return summary
+
+
+def print_summary(summary: dict, run: Path) -> None:
+    """Before, control and after, overall with 95 % intervals and by skill."""
+    arms = ("before", "control", "after")
+    print(f"\nAccuracy of {summary['target']} ({summary['before']['n']} test questions, {summary['examples']} examples an arm)")
+    print(f"{'':22}" + "".join(f"{arm:>22}" for arm in arms))
+    overall = [f"{summary[a]['overall']:.3f} [{summary[a]['ci_low']:.3f}, {summary[a]['ci_high']:.3f}]" for a in arms]
+    print(f"{'overall':22}" + "".join(f"{cell:>22}" for cell in overall))
+    for skill in summary["before"]["per_skill"]:
+        print(f"{one_line(skill, 22):22}" + "".join(f"{summary[a]['per_skill'][skill]:>22.3f}" for a in arms))
+    print(f"the repaired target: {run / 'rectify' / 'target'}")

@@ -1,0 +1,151 @@
+"""What a question earns: 1 where the references agree and the target contradicts them; more where it is new.
+
+Everything works on integers (`auditdm_jax.answers`) and is jit-able; nothing here has a gradient.
+
+Departures from the paper: questions and answers that cannot be scored are outcomes of their own, apart from
+questions that the target answers as the references do; novelty weights are this project's. Whether a question
+parses is for an oracle to say, on the host: here such a question shows by what the references make of it.
+"""
+
+import math
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from auditdm_jax.answers import mix32
+
+
+@flax.struct.dataclass
+class Outcome:
+    """What came of G questions for each of B images. Exactly one of the seven outcomes holds for each.
+
+    reward: 1 where claimed, otherwise 0. valid: claimed or agreed, so that the question was scored.
+
+    Of the question:         empty, overlong (it never ended).
+    Of the references:       abstained (their shared answer is that there is none), no_consensus.
+    Of the target's answer:  target_unanswered (it abstains or is empty), agreed, claimed (it differs from the
+                             consensus: a failure, as far as the references know).
+
+    target_id, consensus_id: the answers, see `answer_ids`; the consensus has a meaning only where valid or
+    target_unanswered.
+    """
+
+    reward: Float[Array, "B G"]
+    valid: Bool[Array, "B G"]
+    empty: Bool[Array, "B G"]
+    overlong: Bool[Array, "B G"]
+    abstained: Bool[Array, "B G"]
+    no_consensus: Bool[Array, "B G"]
+    target_unanswered: Bool[Array, "B G"]
+    agreed: Bool[Array, "B G"]
+    claimed: Bool[Array, "B G"]
+    target_id: UInt32[Array, "B G"]
+    consensus_id: UInt32[Array, "B G"]
+
+
+def consensus(
+    reference_ids: UInt32[Array, "R *batch"], agreement: float = 1.0
+) -> tuple[UInt32[Array, "*batch"], Bool[Array, "*batch"]]:
+    """The references' most common answer, and whether it is a consensus: no other ties, and it has the share.
+
+    agreement: share in (0, 1] of the R references that must give it; 1 = unanimous. Order does not matter.
+    """
+    votes = (reference_ids[:, None] == reference_ids[None]).sum(0)
+    most = votes.max(0)
+    in_front = votes == most
+    winner = jnp.where(in_front, reference_ids, jnp.uint32(2**32 - 1)).min(0)
+    tied = (in_front & (reference_ids != winner)).any(0)
+    # In whole references, so that 2 of 3 reach an agreement of 0.6667 however it is rounded.
+    needed = max(1, math.ceil(agreement * len(reference_ids) - 0.01))
+    return winner, (most >= needed) & ~tied
+
+
+def disagreement(
+    target_ids: UInt32[Array, "B G"],
+    target_empty: Bool[Array, "B G"],
+    reference_ids: UInt32[Array, "R B G"],
+    reference_empty: Bool[Array, "R B G"],
+    abstain_id: int,
+    agreement: float = 1.0,
+    *,
+    question_empty: Bool[Array, "B G"] | bool = False,
+    question_overlong: Bool[Array, "B G"] | bool = False,
+) -> Outcome:
+    """The paper's reward: the references agree on an answer and the target gives another.
+
+    Ids and emptiness are those of `answer_ids`; abstain_id is the `text_answer_id` of the word for "cannot be
+    answered", and an empty answer counts as that word. Where several outcomes would hold, the first in the
+    order of `Outcome` does.
+    """
+    abstention = np.uint32(abstain_id)
+    winner, is_consensus = consensus(jnp.where(reference_empty, abstention, reference_ids), agreement)
+    conditions = {
+        "empty": question_empty,
+        "overlong": question_overlong,
+        "abstained": is_consensus & (winner == abstention),
+        "no_consensus": ~is_consensus,
+        "target_unanswered": target_empty | (target_ids == abstention),
+        "agreed": target_ids == winner,
+        "claimed": True,
+    }
+    outcomes, undecided = {}, jnp.ones(target_ids.shape, bool)
+    for name, holds in conditions.items():
+        outcomes[name] = undecided & holds
+        undecided &= ~outcomes[name]
+    return Outcome(
+        reward=outcomes["claimed"].astype(jnp.float32),
+        valid=outcomes["claimed"] | outcomes["agreed"],
+        target_id=target_ids,
+        consensus_id=winner,
+        **outcomes,
+    )
+
+
+def question_ngrams(
+    ids: Int[Array, "*batch T"], mask: Bool[Array, "*batch T"], n: int
+) -> tuple[UInt32[Array, "*batch T"], Bool[Array, "*batch T"]]:
+    """Hashes of a question's n-grams of tokens, n >= 1, and which of them are there.
+
+    An n-gram for each token: the n tokens that end with it. Off the mask stands a token of its own, so that a
+    question of one token has an n-gram too, and is not for ever new.
+    """
+    tokens = jnp.where(mask, ids.astype(jnp.uint32) + 1, 0)
+    hashes = jnp.zeros(tokens.shape, jnp.uint32)
+    for back in reversed(range(n)):
+        before = [(0, 0)] * (tokens.ndim - 1) + [(back, 0)]
+        earlier = jnp.pad(tokens, before)[..., : tokens.shape[-1]]
+        hashes = mix32(hashes * 31 + earlier + 1)
+    return hashes, mask
+
+
+def novelty_weights(
+    features: UInt32[Array, "B G K"],
+    mask: Bool[Array, "B G K"],
+    archive: Float[Array, "A"],
+    c: float,
+    *,
+    decay: float = 0.9,
+) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
+    """Weights in (0, 1] that shrink the reward of a question whose parts are often asked; the new archive.
+
+        weight = mean over the question's n-grams of 1 / (1 + c * frequency)
+
+    A frequency is the share, in [0, 1], of recent questions that hold the n-gram: the archive keeps it for A
+    hashed buckets as an exponential moving average, from zeros, and takes the batch in before it is read.
+
+    features: hashes (`question_ngrams`). mask: which count; a question without any weighs 1, uncounted.
+    c: at 0 nothing shrinks. decay: share of the old archive in the new one, in [0, 1).
+    """
+    buckets = (features % archive.shape[0]).astype(jnp.int32)
+    # An n-gram that a question repeats counts once: else repeating a rare one would pay.
+    earlier = jnp.tri(features.shape[-1], k=-1, dtype=bool)
+    repeats = ((buckets[..., :, None] == buckets[..., None, :]) & mask[..., None, :] & earlier).any(-1)
+    first = (mask & ~repeats).astype(jnp.float32)
+    questions = jnp.maximum(mask.any(-1).sum(), 1)
+    share = jnp.zeros_like(archive).at[buckets].add(first) / questions
+    archive = decay * archive + (1 - decay) * share
+    weights = 1 / (1 + c * archive[buckets])
+    mean = (weights * first).sum(-1) / jnp.maximum(first.sum(-1), 1)
+    return jnp.where(mask.any(-1), mean, 1.0), archive

@@ -1,0 +1,80 @@
+"""[host] What the later commands take from a training run."""
+
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from auditdm_jax.config import AuditConfig, TrainConfig
+from auditdm_jax.errors import UserError, one_line
+from auditdm_jax.files import read_json
+
+
+def training_settings(run: Path) -> TrainConfig | None:
+    """What the run in folder `run` was trained with; None if there is no such run.
+
+    Fields that its config.json lacks have their defaults, unknown ones are left out. Raises UserError if
+    the file is damaged.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return _rebuilt(TrainConfig(), read_json(path))
+    except TypeError as error:
+        problem = f"{one_line(path)} holds no settings of a run ({error})"
+        raise UserError(f"{problem}; give another --name") from None
+
+
+def trained_auditor(run: Path) -> str:
+    """The directory of the run's trained auditor; "" if there is no run in folder `run`.
+
+    Raises UserError if the run is there but has not finished.
+    """
+    if (run / "auditor" / "config.json").exists():
+        return str(run / "auditor")
+    if (run / "config.json").exists():
+        raise UserError(
+            f"{one_line(run)} has no trained auditor, its training did not finish; "
+            "go on with train.py --resume and the same --name"
+        )
+    return ""
+
+
+def audit_settings(config: AuditConfig) -> tuple[TrainConfig, str]:
+    """The run's settings, with the models that the audit names in place of its own, and the trained auditor
+    ("" without a run).
+
+    Raises UserError for a run that has not finished, or models that cannot stand together.
+    """
+    run = Path(config.out) / config.name
+    settings = training_settings(run) or TrainConfig()
+    trained = trained_auditor(run)
+    # Without a run the auditor that is named has not been trained: it takes the untrained one's place.
+    roles = ("target", "references", "verifier", *(() if trained else ("auditor",)))
+    named = {role: getattr(config, role) for role in roles if getattr(config, role)}
+    settings = replace(settings, models=replace(settings.models, **named))
+    models = settings.models
+    if (config.images or settings.images) and models.verifier in (models.target, *models.references):
+        raise UserError(
+            f"the verifier {models.verifier!r} is also the target or a reference: it would judge itself; "
+            "name another --verifier"
+        )
+    return settings, (config.auditor or trained) if trained else ""
+
+
+def _rebuilt(like: Any, saved: Any) -> Any:
+    """The dataclass `like` with the values that `saved` (JSON's types) has for its fields."""
+    if not isinstance(saved, dict):
+        raise TypeError(f"{type(like).__name__} is no object")
+    known = {}
+    for name in (field.name for field in fields(like) if field.name in saved):
+        old, new = getattr(like, name), saved[name]
+        if is_dataclass(old):
+            known[name] = _rebuilt(old, new)
+            continue
+        numbers = (int, float)
+        wanted = list if isinstance(old, tuple) else numbers if isinstance(old, numbers) else type(old)
+        if not isinstance(new, wanted):
+            raise TypeError(f"{name} is {one_line(repr(new), 40)}")
+        known[name] = tuple(new) if isinstance(new, list) else new
+    return replace(like, **known)

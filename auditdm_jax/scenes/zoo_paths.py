@@ -1,0 +1,35 @@
+"""[host] Names of models: the zoo's short ones, checkpoint directories, hub ids."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from auditdm_jax.errors import UserError, one_line
+from auditdm_jax.models.vlm import VLM
+
+ZOO = Path(__file__).parent / "zoo_checkpoints"
+"""Where the shipped checkpoints lie, a directory each."""
+
+
+def zoo_names() -> list[str]:
+    """The zoo's members that are there, in alphabetical order."""
+    return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
+
+
+def load_model(name: str, dtype: Any = jnp.float32) -> VLM:
+    """The model of a zoo name, a checkpoint directory or a hub id "owner/name".
+
+    A zoo name comes first: write `./verifier` for a directory of your own that has one.
+    Raises UserError if there is no such model, or it is damaged or of another architecture.
+    """
+    members = zoo_names()
+    if name in members:
+        return VLM.load(ZOO / name, dtype)
+    if "/" not in name and not Path(name).expanduser().exists():
+        there = f"the zoo has {', '.join(members)}" if members else "the zoo has not been built"
+        raise UserError(
+            f"no model is called {one_line(name, 80)!r} ({there}); give one of the zoo's names, "
+            "a checkpoint directory or a hub id such as owner/name"
+        )
+    return VLM.load(name, dtype)

@@ -1,0 +1,79 @@
+"""[host] What an audit found, in numbers: summary.json and the table on the terminal."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from auditdm_jax.errors import one_line
+from auditdm_jax.outcomes import OUTCOMES, Examined
+from auditdm_jax.taxonomy import FailureType, Rate, rate_of, tally
+
+ENOUGH = 10
+"""Questions that a type needs to be listed on the terminal, and failures that make a skill count as found."""
+
+
+def success(rows: Sequence[Examined]) -> dict[str, Any]:
+    """How often an auditor succeeds: shares of all images asked about, each with its 95 % Wilson interval."""
+    n = len(rows)
+    claimed = rate_of(sum(row.claimed for row in rows), n)
+    verified = rate_of(sum(row.verified for row in rows), n)
+    outcomes = Counter(row.outcome for row in rows)
+    return {
+        "images": n,
+        "claimed_success_rate": claimed.rate,
+        "verified_success_rate": verified.rate,
+        "claimed": claimed._asdict(),
+        "verified": verified._asdict(),
+        "answerable": sum(row.answerable for row in rows),
+        "outcomes": {name: outcomes[name] for name in OUTCOMES},
+    }
+
+
+def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict[str, Any]:
+    """The numbers of summary.json. Failure types and skills count questions that have an answer, and their
+    verified failures."""
+    counted = [row for row in rows if row.answerable]
+    failed = [row.verified for row in counted]
+    types = tally([f"{row.skill}/{row.condition}" for row in counted], failed)
+    skills = tally([row.skill for row in counted], failed)
+    before, after = success(prompt_only), success(rows)
+    gain = after["verified"]["rate"] / before["verified"]["rate"] if before["verified"]["count"] else None
+    return after | {
+        "prompt_only": before,
+        "verified_gain": gain,
+        "skills_found": sum(skill.failures >= ENOUGH for skill in skills),
+        "failure_types": [kind._asdict() for kind in types],
+        "skills": [skill._asdict() for skill in skills],
+    }
+
+
+def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
+    """The summary for the terminal; model-written names are made safe to print."""
+    trained = summary["auditor"]["trained"]
+    judge = "the oracle" if summary["verified_by"] == "oracle" else "the verifier"
+    yield f"{'':<12}{'images':>7}   {'claimed':<24}verified by {judge}"
+    auditors = {"prompt-only": summary["prompt_only"]} | ({"trained": summary} if trained else {})
+    for name, part in auditors.items():
+        claimed, verified = (_interval(Rate(**part[key])) for key in ("claimed", "verified"))
+        yield f"{name:<12}{part['images']:>7}   {claimed:<24}{verified}"
+    if trained and summary["verified_gain"] is not None:
+        yield f"verified success is {summary['verified_gain']:.1f} times that of the prompt-only auditor"
+    yield ""
+    yield f"{summary['images']} questions: " + ", ".join(
+        f"{n} {name.replace('_', ' ')}" for name, n in summary["outcomes"].items() if n
+    )
+    yield f"{summary['skills_found']} skills with {ENOUGH} or more verified failures"
+    yield ""
+    types = [FailureType(**kind) for kind in summary["failure_types"]]
+    listed = [kind for kind in types if kind.n >= ENOUGH] or types
+    shown = sorted(listed, key=lambda kind: -kind.rate)[:top]
+    few = f" of {ENOUGH} questions or more" if len(listed) < len(types) else ""
+    yield f"failure types by rate ({len(shown)} of {len(types)}{few}):"
+    yield "  verified failures / questions that have an answer"
+    for kind in shown:
+        rate = Rate(kind.n, kind.failures, kind.rate, kind.ci_low, kind.ci_high)
+        yield f"  {one_line(kind.name, 44):<44} {kind.failures:>5} / {kind.n:<5} {_interval(rate)}"
+
+
+def _interval(rate: Rate) -> str:
+    return "-" if rate.rate is None else f"{rate.rate:.3f} [{rate.ci_low:.3f}, {rate.ci_high:.3f}]"

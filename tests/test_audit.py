@@ -1,0 +1,248 @@
+"""audit.py: on scenes with answerers that err as they are told, the audit finds exactly those errors."""
+
+import json
+import zlib
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+import tiny_vlm
+from PIL import Image
+
+from auditdm_jax import audit as module
+from auditdm_jax import discoveries
+from auditdm_jax.audit import Panel, audit, main, open_unseen
+from auditdm_jax.config import AuditConfig, TrainConfig
+from auditdm_jax.data import is_held_out
+from auditdm_jax.errors import UserError
+from auditdm_jax.files import write_json
+from auditdm_jax.scenes import zoo_paths
+from auditdm_jax.scenes.dataset import SceneSource, scenes_of
+from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.zoo_paths import load_model, zoo_names
+
+WEATHER, COUNT, NONSENSE = "what is the weather?", "how many objects are there?", "zebra zebra"
+FIRST = 1000 * 100_000_000  # the seed of the first scene that an audit of seed 0 shows
+
+
+class Oracle:
+    """Answers from the scene graphs, except that the answers to the questions in `errors` are replaced."""
+
+    def __init__(self, size: int, **errors: str):
+        scenes, images = scenes_of("test", FIRST, size)
+        self.scenes = {zlib.crc32(image): scene for image, scene in zip(images, scenes, strict=True)}
+        self.errors = {"weather": WEATHER, "count": COUNT}
+        self.errors = {self.errors[name]: answer for name, answer in errors.items()}
+
+    def __call__(self, images, questions):
+        scenes = (self.scenes[zlib.crc32(image)] for image in images)
+        return [
+            self.errors.get(question, judge(question, scene).answer)
+            for question, scene in zip(questions, scenes, strict=True)
+        ]
+
+
+def asks(*questions: str):
+    """Asks the given questions in turn; every batch begins with the first."""
+    return lambda images, key: [(questions[i % len(questions)], True) for i in range(len(images))]
+
+
+def panel(count: int) -> Panel:
+    """The target takes every weather for foggy; the ensemble shares one wrong count."""
+    shared = Oracle(count, count="99")
+    return Panel(
+        asks(WEATHER, COUNT, WEATHER, NONSENSE),
+        asks(COUNT, NONSENSE),
+        Oracle(count, weather="foggy"),
+        (shared, shared),
+        Oracle(count),
+    )
+
+
+def test_audit_finds_what_the_answerers_get_wrong():
+    found = audit(panel(12), SceneSource("test", 0, 4), 10, 6, agreement=1.0, seed=0)
+    assert Counter(row.outcome for row in found.rows) == {"claimed": 8, "unparsable": 2}
+    assert [row.question for row in found.rows if row.verified] == [WEATHER] * 5
+    assert [row.outcome for row in found.prompt_only] == ["claimed", "unparsable"] * 3
+    assert not any(row.verified for row in found.prompt_only)
+    assert [row.image_id for row in found.rows] == [f"test-{FIRST + i}" for i in range(10)]
+    assert set(found.pngs) == {row.image_id for row in found.rows if row.consensus}
+
+
+def test_both_auditors_draw_with_the_same_key_and_batches_with_others():
+    keys = {"trained": [], "before": []}
+
+    def recording(name):
+        return lambda images, key: (
+            keys[name].append(np.asarray(jax.random.key_data(key)).tolist()) or asks(WEATHER)(images, key)
+        )
+
+    recorded = panel(8)._replace(auditor=recording("trained"), prompt_only=recording("before"))
+    audit(recorded, SceneSource("test", 0, 4), 8, 8, agreement=1.0, seed=0)
+    assert keys["trained"] == keys["before"]
+    assert keys["trained"][0] != keys["trained"][1]
+
+
+def test_without_a_trained_auditor_the_two_are_one():
+    alone = panel(4)._replace(prompt_only=None)
+    found = audit(alone, SceneSource("test", 0, 4), 4, 2, agreement=1.0, seed=0)
+    assert found.prompt_only == found.rows
+
+
+@pytest.fixture
+def finished_run(tmp_path, monkeypatch):
+    """A run whose models are those of `panel`."""
+    write_json(tmp_path / "runs" / "r" / "config.json", TrainConfig(name="r", seed=7))
+    write_json(tmp_path / "runs" / "r" / "auditor" / "config.json", {})
+    monkeypatch.setattr(module, "load_panel", lambda *_: (panel(48), 64))
+    return tmp_path / "runs" / "r"
+
+
+def test_main_writes_and_prints_what_was_found(finished_run, capsys):
+    config = AuditConfig(name="r", out=str(finished_run.parent), questions=40, prompt_only_questions=10, batch_size=16)
+    returned = main(config)
+    summary = json.loads((finished_run / "audit" / "summary.json").read_text())
+    assert summary["verified_success_rate"] == returned["verified_success_rate"] == 0.5
+    assert (summary["images"], summary["claimed_success_rate"]) == (40, 0.75)
+    assert (summary["claimed"]["count"], summary["verified"]["count"]) == (30, 20)
+    assert summary["verified"]["ci_low"] < 0.5 < summary["verified"]["ci_high"]
+    assert summary["outcomes"]["unparsable"] == 10
+    before = summary["prompt_only"]
+    assert (before["images"], before["claimed_success_rate"], before["verified_success_rate"]) == (10, 0.5, 0)
+    assert summary["skills"][0] | {"rate": 1} == summary["skills"][0]  # every weather question fails
+    assert [skill["name"] for skill in summary["skills"]] == ["weather", "counting"]
+    assert summary["failure_types"][0]["name"] == "weather/any"
+    assert summary["skills_found"] == 1
+    assert (summary["seed"], summary["training_seed"], summary["verified_by"]) == (0, 7, "oracle")
+    assert summary["auditor"] == {"name": str(finished_run / "auditor"), "trained": True}
+
+    found = discoveries.read(summary["files"]["discoveries"], 64)
+    assert (len(found.rows), sum(row.verified for row in found.rows)) == (30, 20)
+    scenes, images = scenes_of("test", FIRST, 40)
+    for image, row in zip(found.images, found.rows, strict=True):
+        place = int(row.image_id.removeprefix("test-")) - FIRST
+        np.testing.assert_array_equal(image, images[place])
+        assert row.oracle_answer == judge(row.question, scenes[place]).answer
+    with pytest.raises(UserError, match="it is empty"):  # every question with a consensus was claimed
+        discoveries.read(summary["files"]["questions"], 64)
+
+    printed = capsys.readouterr().out
+    assert "prompt-only      10   0.500 [0.237, 0.763]" in printed
+    assert "trained          40   0.750 [0.598, 0.858]" in printed
+    assert "1 skills with 10 or more verified failures" in printed
+    assert "20 / 20" in printed
+    assert "discoveries.parquet (30 rows), questions.parquet (0 rows)" in printed
+
+
+def test_questions_that_did_not_fail_go_to_their_own_file(finished_run, monkeypatch):
+    good = panel(40)._replace(target=Oracle(40, weather="unclear", count="99"))
+    monkeypatch.setattr(module, "load_panel", lambda *_: (good, 64))
+    summary = main(AuditConfig(name="r", out=str(finished_run.parent), questions=8, batch_size=8))
+    assert summary["outcomes"]["target_unanswered"] == 4
+    found = discoveries.read(summary["files"]["questions"], 64)
+    assert [row.question for row in found.rows] == [WEATHER, COUNT, WEATHER] * 2
+    assert not any(row.claimed for row in found.rows)
+
+
+def test_the_verifier_judges_other_images(finished_run, monkeypatch, tmp_path, capsys):
+    folder = pictures(tmp_path / "photos", 6)
+    say = lambda *words: lambda images, questions: [words[int(i[0, 0, 0]) % len(words)] for i in images]  # noqa: E731
+    others = Panel(asks("how many dogs are there?"), None, say("1"), (say("7"), say("seven")), say("7", "1", "unclear"))
+    monkeypatch.setattr(module, "load_panel", lambda *_: (others, 64))
+    summary = main(AuditConfig(name="r", out=str(finished_run.parent), images=(str(folder),)))
+    assert (summary["images"], summary["verified_by"]) == (6, "verifier")
+    assert (summary["claimed"]["count"], summary["verified"]["count"]) == (6, 2)
+    assert [(t["name"], t["n"], t["failures"]) for t in summary["failure_types"]] == [("how many/number", 6, 2)]
+    assert "verified by the verifier" in capsys.readouterr().out
+
+
+def pictures(folder, count: int):
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (20, 10), (i, 0, 0)).save(folder / f"{i:03}.png")
+    return folder
+
+
+def test_images_that_training_saw_are_left_out(tmp_path):
+    spec = (str(pictures(tmp_path / "photos", 60)),)
+    seen = [i for batch in open_unseen(spec, (), 8, 16, seed=0) for i in batch["image_id"]]
+    assert len(set(seen)) == 60
+    batches = list(open_unseen(spec, (str(tmp_path / "x" / ".." / "photos"),), 8, 256, seed=0))
+    unseen = [i for batch in batches for i in batch["image_id"]]
+    assert sorted(unseen) == sorted(i for i in set(seen) if is_held_out(i))
+
+
+def test_settings_that_cannot_be():
+    for name in ("questions", "prompt_only_questions", "batch_size"):
+        with pytest.raises(UserError, match=f"{name.replace('_', '-')} is 0"):
+            AuditConfig(**{name: 0})
+    with pytest.raises(UserError, match="seed is -1"):
+        AuditConfig(seed=-1)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Directories of tiny random models, a folder for each name."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_vlm.ours("paligemma").save(folder / "one")
+    other = tiny_vlm.ours("gemma3")
+    for name in ("two", "asker"):
+        other.save(folder / name)
+    return folder
+
+
+def test_main_with_models_from_directories(checkpoints, tmp_path, monkeypatch, capsys):
+    """Without a run: any folder of images, random models of two families."""
+    monkeypatch.setattr(zoo_paths, "ZOO", checkpoints)
+    folder = pictures(tmp_path / "photos", 5)
+    (folder / "bad.png").write_bytes(b"not an image")
+    config = AuditConfig(
+        out=str(tmp_path / "runs"),
+        images=(str(folder),),
+        auditor="asker",
+        target=str(checkpoints / "one"),
+        references=("two",),
+        verifier="asker",
+    )
+    summary = main(config)
+    assert summary["images"] == 5
+    assert sum(summary["outcomes"].values()) == 5
+    assert summary["skipped_images"] == {"unknown format": 1}
+    assert summary["auditor"] == {"name": "asker", "trained": False}
+    assert summary["prompt_only"]["verified"] == summary["verified"]
+    printed = capsys.readouterr().out
+    assert "there is no run" in printed
+    assert "untrained auditor 'asker'" in printed
+    assert "images skipped: 1 unknown format" in printed
+
+
+def test_names_of_models(checkpoints, monkeypatch):
+    monkeypatch.setattr(zoo_paths, "ZOO", checkpoints)
+    assert zoo_names() == ["asker", "one", "two"]
+    assert load_model("one").config.family == "paligemma"
+    with pytest.raises(UserError, match=r"no model is called 'tow' \(the zoo has asker, one, two\)"):
+        load_model("tow")
+    with pytest.raises(UserError, match=r"no checkpoint directory \./one"):
+        load_model("./one")
+    monkeypatch.setattr(zoo_paths, "ZOO", checkpoints / "nothing")
+    with pytest.raises(UserError, match="has not been built"):
+        load_model("one")
+
+
+@pytest.fixture
+def zoo():
+    """The shipped checkpoints."""
+    if not {"auditor", "target-s", "reference-a", "verifier"} <= set(zoo_names()):
+        pytest.skip("the zoo has not been built")
+
+
+@pytest.mark.slow
+class TestZoo:
+    def test_the_untrained_auditor_on_scenes(self, zoo, tmp_path, capsys):
+        summary = main(AuditConfig(out=str(tmp_path), questions=256))
+        assert summary["outcomes"]["unparsable"] < 0.05 * 256
+        assert 0.1 < summary["verified_success_rate"] <= summary["claimed_success_rate"] < 0.6
+        assert len(summary["skills"]) >= 8
+        found = discoveries.read(tmp_path / "default" / "audit" / "discoveries.parquet", 64)
+        assert len(found.rows) == summary["claimed"]["count"]

@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_zoo import tiny
+
+from auditdm_jax.errors import UserError
+from auditdm_jax.finetune import Encoder, batch_loss, fit, init_state, make_optimizer
+from auditdm_jax.models import lora
+from auditdm_jax.models.vlm import hidden_states, unembed
+from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
+from auditdm_jax.prompts import template_for
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+QUESTIONS = [["what color is the circle?", "is there any ring?"], ["where is the star?", "how many objects are there?"]]
+ANSWERS = [["red", "no"], ["top left", "3"]]
+
+
+@pytest.fixture(scope="module", params=["paligemma", "gemma3"])
+def vlm(request):
+    return tiny("x", request.param, seed=3)
+
+
+def test_loss_equals_the_plain_one_on_whole_sequences(vlm):
+    """Shared prefixes and padding must not change what is learned: one unpadded sequence at a time says the same."""
+    encode = Encoder(vlm, template_for(vlm), max_question_tokens=9, max_answer_tokens=3)
+    loss = batch_loss(vlm.params, vlm.config, encode(IMAGES, QUESTIONS, ANSWERS))
+    template = template_for(vlm)
+    total, count = 0.0, 0
+    for image, questions, answers in zip(IMAGES, QUESTIONS, ANSWERS, strict=True):
+        features = encode_images(vlm.params, vlm.config, preprocess_on_device(vlm.config, image[None]))
+        for question, answer in zip(questions, answers, strict=True):
+            asked, said = (vlm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (question, answer))
+            prompt = [*template.prefix_ids, *asked, *template.suffix_ids]
+            ids = np.array([[*prompt, *said, vlm.config.eos_token_ids[-1]]])
+            types = np.array([[0] * len(prompt) + [1] * (len(said) + 1)])
+            hidden = hidden_states(vlm.params, vlm.config, ids, features, np.ones_like(ids), types)
+            # Image placeholders can never be sampled, so they take no probability.
+            logits = unembed(vlm.params, vlm.config, hidden).at[..., list(vlm.config.forbidden_token_ids)].set(-1e30)
+            logps = jax.nn.log_softmax(logits[0, :-1])
+            total -= sum(float(logps[t - 1, ids[0, t]]) for t in range(len(prompt), ids.shape[1]))
+            count += len(said) + 1
+    assert float(loss) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_learns_four_answers_and_leaves_the_base_alone(vlm):
+    encode = Encoder(vlm, template_for(vlm), max_question_tokens=9, max_answer_tokens=3)
+    batch = encode(IMAGES, QUESTIONS, ANSWERS)
+    optimizer = make_optimizer("adamw", 1e-2, 60)
+    base = jax.tree.map(np.asarray, vlm.params)
+    state = init_state(lora.init(jax.random.key(0), vlm.params, rank=4), optimizer)
+    seen = []
+    fit(state, vlm.params, iter([batch] * 60), 60, config=vlm.config, optimizer=optimizer,
+        on_step=lambda state, loss: seen.append((int(state.step), loss)))  # fmt: skip
+    assert [step for step, _ in seen] == [25, 50, 60]
+    assert seen[-1][1] < 0.5 * seen[0][1]
+    for before, after in zip(jax.tree.leaves(base), jax.tree.leaves(vlm.params), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_stops_on_a_loss_that_is_not_finite(vlm):
+    encode = Encoder(vlm, template_for(vlm), max_question_tokens=9, max_answer_tokens=3)
+    optimizer = make_optimizer("muon", 1e-2, 5)
+    broken = jax.tree.map(lambda x: x * jnp.nan, vlm.params)
+    with pytest.raises(UserError, match="loss is nan at step 5"):
+        fit(init_state(broken, optimizer), None, iter([encode(IMAGES, QUESTIONS, ANSWERS)] * 5), 5,
+            config=vlm.config, optimizer=optimizer)  # fmt: skip
+
+
+def test_long_texts_are_cut_to_the_compiled_shape(vlm):
+    encode = Encoder(vlm, template_for(vlm), max_question_tokens=4, max_answer_tokens=1)
+    batch = encode(IMAGES, QUESTIONS, ANSWERS)
+    assert batch.answer_mask.sum() == 4 * 2  # one answer token and its end, for each question

@@ -1,0 +1,189 @@
+"""scenes/questions.py: true answers, balanced within a skill, from two distributions over skills."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from auditdm_jax.scenes.dataset import test_set as make_test_set
+from auditdm_jax.scenes.language import ALWAYS_ANSWERABLE, NATURAL_WEIGHTS, SKILLS, UNCLEAR
+from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.questions import DISTRIBUTIONS, Asker, Question
+from auditdm_jax.scenes.render import render
+from auditdm_jax.scenes.world import (
+    COLORS,
+    MATERIALS,
+    QUADRANTS,
+    SHAPES,
+    SPECIALS,
+    SPLITS,
+    WEATHERS,
+    Scene,
+    Thing,
+    sample_scene,
+    split_of,
+)
+
+YES_NO = ("size_comparison", "spatial_relationship", "hallucination", "comparing_counts", "negation")
+VALUES = {
+    "color": COLORS,
+    "shape": SHAPES,
+    "material": MATERIALS,
+    "small_object": COLORS,
+    "action": SPECIALS["person"],
+    "emotion": SPECIALS["face"],
+    "clock": SPECIALS["clock"],
+    "sign": SPECIALS["sign"],
+    "small_text": SPECIALS["label"],
+    "world_knowledge": SPECIALS["flag"],
+    "weather": WEATHERS,
+    "localization": QUADRANTS,
+    **dict.fromkeys(YES_NO, ("yes", "no")),
+}
+MARKED = ("object_relationship", "distraction")
+
+
+def askers(split: str, count: int) -> list[Asker]:
+    return [Asker(sample_scene(split, seed), np.random.default_rng((9, seed))) for seed in range(count)]
+
+
+@pytest.fixture(scope="module")
+def many() -> list[Asker]:
+    """Scenes enough to count answers by."""
+    return askers("train", 400)
+
+
+def ask_all(many: list[Asker], skill: str, unanswerable: bool = False) -> list[Question]:
+    asked = [asker.ask(skill, "train", unanswerable) for asker in many]
+    return [question for question in asked if question is not None]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_the_oracle_agrees_with_every_answer(split, distribution):
+    for asker in askers(split, 60):
+        for _ in range(8):
+            text, answer, skill = asker.draw(distribution, split)
+            assert judge(text, asker.scene)[:3] == ("answered", answer, skill)
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_unanswerable_questions_have_no_answer(skill, many):
+    asked = [(asker, asker.ask(skill, "test", unanswerable=True)) for asker in many]
+    found = [(asker, question) for asker, question in asked if question is not None]
+    for asker, question in found:
+        assert judge(question.text, asker.scene)[:3] == ("unanswerable", "", skill)
+        assert question.answer == UNCLEAR
+    if skill in ALWAYS_ANSWERABLE:
+        assert not found
+    else:
+        assert len(found) > 0.2 * len(many)
+
+
+@pytest.mark.parametrize("skill", VALUES)
+def test_answers_are_balanced_within_a_skill(skill, many):
+    shares = Counter(question.answer for question in ask_all(many, skill))
+    total, fair = shares.total(), 1 / len(VALUES[skill])
+    assert set(shares) == set(VALUES[skill])
+    # A guesser who knows the skill alone is right at most a little more often than chance.
+    assert max(shares.values()) / total < min(1.3 * fair + 0.06, 0.65)
+    assert min(shares.values()) / total > 0.4 * fair
+
+
+def test_counts_are_balanced_as_far_as_scenes_permit(many):
+    shares = Counter(question.answer for question in ask_all(many, "counting") + ask_all(many, "counting"))
+    total = shares.total()
+    assert {"0", "1", "2", "3", "4", "5"} <= set(shares) <= {str(n) for n in range(9)}
+    assert max(shares.values()) / total < 0.3
+    assert all(shares[str(n)] / total > 0.05 for n in range(6))
+
+
+@pytest.mark.parametrize("skill", MARKED)
+def test_what_is_marked_is_asked_about_in_every_way(skill, many):
+    questions = ask_all(many, skill)
+    for word, values in (("color", COLORS), ("shape", SHAPES), ("pattern", MATERIALS)):
+        shares = Counter(question.answer for question in questions if word in question.text)
+        assert set(shares) == set(values)
+        assert 0.25 < shares.total() / len(questions) < 0.42
+        assert max(shares.values()) / shares.total() < 2.2 / len(values)
+
+
+def test_answers_are_not_given_away(many):
+    for skill in ("color", "shape", "material"):
+        for question in ask_all(many, skill):
+            assert question.answer not in question.text.split()
+
+
+def test_the_natural_distribution_has_a_long_tail(many):
+    drawn = Counter(asker.draw("natural", "train").skill for asker in many for _ in range(20))
+    total, weights = drawn.total(), sum(NATURAL_WEIGHTS.values())
+    head = 0.0
+    for skill in SKILLS:
+        wanted, got = NATURAL_WEIGHTS[skill] / weights, drawn[skill] / total
+        if wanted > 0.01:
+            deviation = np.sqrt(wanted / total)
+            assert abs(got - wanted) < 4 * deviation + 0.05 * wanted, skill
+            head += got
+        else:
+            # Three scenes in ten lack the thing, and a question of another skill takes its place.
+            assert 0 < got < 1.3 * wanted, skill
+    assert head > 0.95
+    common = sum(count for _, count in drawn.most_common(4)) / total
+    assert common > 0.6
+
+
+def test_the_uniform_distribution_asks_every_skill_about_as_often(many):
+    drawn = Counter(asker.draw("uniform", "train").skill for asker in many for _ in range(10))
+    assert set(drawn) == set(SKILLS)
+    assert min(drawn.values()) > 0.5 * drawn.total() / len(SKILLS)
+    assert max(drawn.values()) < 1.5 * drawn.total() / len(SKILLS)
+
+
+def test_shares_of_unanswerable_questions_and_descriptions(many):
+    plain = [asker.draw("uniform", "train") for asker in many]
+    assert not {UNCLEAR, "description"} & {word for question in plain for word in question}
+    mixed = Counter(asker.draw("uniform", "train", 0.3, 0.2).skill for asker in many)
+    assert 0.13 < mixed["description"] / mixed.total() < 0.27
+    hopeless = [asker.draw("natural", "train", unanswerable_share=1.0) for asker in many[:50]]
+    assert {question.answer for question in hopeless} == {UNCLEAR}
+
+
+def test_descriptions_say_what_stands_where():
+    ring = Thing("shape", "pink", "ring", "small", "dotted", barred=True)
+    cells = (None, Thing("flag", value="belmar"), *(None,) * 9, ring, *(None,) * 4)
+    asker = Asker(Scene("rainy", cells), np.random.default_rng(0))
+    told = {asker.describe(everything=True)[:2] for _ in range(400)}
+    places = {f"describe {row} {column}": "nothing" for row in range(1, 5) for column in range(1, 5)}
+    places |= {"describe 1 2": "flag belmar", "describe 3 4": "small pink dotted ring"}
+    assert told == set(places.items())
+    # Natural data seldom show what is rare: special things are left out.
+    common = {asker.describe(everything=False)[:2] for _ in range(400)}
+    assert common == told - {("describe 1 2", "flag belmar")}
+
+
+def test_the_generator_decides_everything():
+    scene = sample_scene("train", 5)
+    runs = [
+        [Asker(scene, np.random.default_rng(seed)).draw("natural", "train") for _ in range(3)]
+        for seed in (1, 1)
+    ]
+    assert runs[0] == runs[1]
+    first, other = (
+        [asker.draw("natural", "train") for _ in range(20)]
+        for asker in (Asker(scene, np.random.default_rng(seed)) for seed in (1, 2))
+    )
+    assert first != other
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+def test_a_test_set_asks_every_skill_equally_often(unanswerable):
+    examples = make_test_set(96 if unanswerable else 100, unanswerable=unanswerable)
+    skills = Counter(question.skill for question in examples.questions)
+    expected = [skill for skill in SKILLS if not (unanswerable and skill in ALWAYS_ANSWERABLE)]
+    assert skills == dict.fromkeys(expected, 6 if unanswerable else 5)
+    status = "unanswerable" if unanswerable else "answered"
+    for picture, scene, question in zip(*examples, strict=True):
+        assert split_of(scene) == "test"
+        assert np.array_equal(picture, render(scene))
+        assert judge(question.text, scene).status == status
+    assert len(set(examples.scenes)) == len(examples.scenes)

@@ -1,0 +1,152 @@
+"""reward.py: outcomes against a plain vote count; novelty worked out by hand."""
+
+from collections import Counter
+from itertools import permutations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from auditdm_jax.reward import consensus, disagreement, novelty_weights, question_ngrams
+
+UNCLEAR, RED, BLUE, GREEN = 4_000_000_000, 1, 2, 3
+OUTCOMES = ("empty", "overlong", "abstained", "no_consensus", "target_unanswered", "agreed", "claimed")
+
+
+def judge(target, references, agreement=1.0, target_empty=False, reference_empty=False, **faults):
+    """The outcome of one question."""
+    outcome = disagreement(
+        jnp.full((1, 1), target, jnp.uint32),
+        jnp.full((1, 1), target_empty),
+        jnp.array(references, jnp.uint32).reshape(-1, 1, 1),
+        jnp.broadcast_to(jnp.array(reference_empty).reshape(-1, 1, 1), (len(references), 1, 1)),
+        UNCLEAR,
+        agreement,
+        **{name: jnp.full((1, 1), value) for name, value in faults.items()},
+    )
+    return jax.tree.map(lambda x: x[0, 0].item(), outcome)
+
+
+@pytest.mark.parametrize(
+    ("target", "references", "agreement", "name"),
+    [
+        (BLUE, [RED, RED, RED], 1.0, "claimed"),
+        (RED, [RED, RED, RED], 1.0, "agreed"),
+        (BLUE, [RED, RED, GREEN], 1.0, "no_consensus"),
+        (BLUE, [RED, RED, GREEN], 0.667, "claimed"),
+        (BLUE, [RED, RED, GREEN], 0.7, "no_consensus"),
+        (BLUE, [RED, GREEN], 0.5, "no_consensus"),  # a tie
+        (BLUE, [RED, UNCLEAR, RED], 1.0, "no_consensus"),
+        (BLUE, [RED, UNCLEAR, RED], 0.6, "claimed"),
+        (BLUE, [UNCLEAR] * 3, 1.0, "abstained"),
+        (BLUE, [UNCLEAR, UNCLEAR, RED], 0.6, "abstained"),
+        (UNCLEAR, [RED] * 3, 1.0, "target_unanswered"),
+        (UNCLEAR, [UNCLEAR] * 3, 1.0, "abstained"),
+        (BLUE, [RED], 1.0, "claimed"),
+    ],
+)
+def test_outcomes(target, references, agreement, name):
+    for order in permutations(references):
+        outcome = judge(target, order, agreement)
+        assert [n for n in OUTCOMES if getattr(outcome, n)] == [name]
+        assert outcome.reward == (name == "claimed")
+        assert outcome.valid == (name in ("claimed", "agreed"))
+        if outcome.valid:
+            assert (outcome.target_id, outcome.consensus_id) == (target, RED)
+
+
+def test_faults_of_the_question_come_first():
+    assert judge(BLUE, [RED, RED], question_empty=True, question_overlong=True).empty
+    overlong = judge(BLUE, [RED, RED], question_overlong=True)
+    assert (overlong.overlong, overlong.claimed, overlong.valid, overlong.reward) == (True, False, False, 0)
+
+
+def test_saying_nothing_is_an_abstention():
+    assert judge(0, [RED, RED], target_empty=True).target_unanswered
+    assert judge(BLUE, [0, 0], reference_empty=True).abstained
+    assert judge(BLUE, [0, UNCLEAR], reference_empty=[True, False]).abstained
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 5), st.integers(0, 10_000), st.sampled_from([0.2, 0.34, 0.5, 0.6, 0.667, 0.75, 1.0]))
+def test_consensus_is_a_plain_vote(references, seed, agreement):
+    rows = np.random.default_rng(seed).integers(0, 4, (20, references), dtype=np.uint32)
+    winner, agreed = map(np.asarray, consensus(jnp.asarray(rows.T), agreement))
+    for row, answer, reached in zip(rows, winner, agreed, strict=True):
+        (first, count), *others = Counter(row.tolist()).most_common()
+        alone = not others or others[0][1] < count
+        assert bool(reached) == (alone and count + 0.01 >= agreement * len(row))
+        assert not alone or answer == first
+
+
+def test_ngrams_follow_the_tokens_not_their_place():
+    ids = jnp.array([[5, 6, 7, 5, 6], [9, 5, 6, 0, 0]])
+    mask = jnp.array([[True] * 5, [True] * 3 + [False] * 2])
+    hashes, present = question_ngrams(ids, mask, 2)
+    assert (present == mask).all()
+    (start5, a56, b67, c75, d56), (start9, e95, f56, *_) = hashes.tolist()
+    assert a56 == d56 == f56
+    assert len({start5, a56, b67, c75, start9, e95}) == 6
+    assert question_ngrams(ids, mask, 1)[0][0, 0] == question_ngrams(ids, mask, 1)[0][1, 1]
+    # The start counts, so one token alone differs from the same token later.
+    assert question_ngrams(ids, mask, 3)[0][0, 1] != question_ngrams(ids, mask, 3)[0][0, 4]
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 4), st.lists(st.integers(0, 3), min_size=6, max_size=6))
+def test_ngrams_are_equal_where_the_tokens_are(n, row):
+    hashes = np.asarray(question_ngrams(jnp.array([row]), jnp.ones((1, 6), bool), n)[0])
+    parts = [tuple(([None] * n + row)[i + 1 : i + 1 + n]) for i in range(6)]
+    for i in range(6):
+        for j in range(6):
+            assert (hashes[0, i] == hashes[0, j]) == (parts[i] == parts[j])
+
+
+def test_novelty_by_hand():
+    # Three questions of one image, n-grams in buckets of 8: (1, 2), (1, 1), (9 = bucket 1, 3 off the mask).
+    features = jnp.array([[[1, 2], [1, 1], [9, 3]]], jnp.uint32)
+    mask = jnp.array([[[True, True], [True, True], [True, False]]])
+    archive = jnp.zeros(8).at[1].set(0.5).at[3].set(0.4)
+    weights, new = novelty_weights(features, mask, archive, 2.0, decay=0.5)
+    # Bucket 1: 0.5 * 0.5 + 0.5 * 3/3 = 0.75; bucket 2: 0.5 * 1/3; bucket 3: 0.5 * 0.4, nothing new.
+    np.testing.assert_allclose(new, [0, 0.75, 1 / 6, 0.2, 0, 0, 0, 0], rtol=1e-6)
+    often, seldom = 1 / (1 + 2 * 0.75), 1 / (1 + 2 / 6)
+    np.testing.assert_allclose(weights, [[(often + seldom) / 2, often, often]], rtol=1e-6)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10_000), st.floats(0, 20), st.floats(0, 0.99))
+def test_novelty_bounds(seed, c, decay):
+    rng = np.random.default_rng(seed)
+    features = jnp.asarray(rng.integers(0, 2**32, (2, 4, 6), dtype=np.uint32) // 2**29 * 2**29)
+    mask = jnp.asarray(rng.random((2, 4, 6)) < 0.6)
+    archive = jnp.asarray(rng.random(16, dtype=np.float32))
+    weights, new = novelty_weights(features, mask, archive, c, decay=decay)
+    assert ((weights <= 1 + 1e-6) & (weights >= 1 / (1 + c) - 1e-6)).all()
+    assert ((new >= 0) & (new <= 1 + 1e-6)).all()
+    assert (novelty_weights(features, mask, archive, 0.0)[0] == 1).all()
+    garbage = jnp.where(mask, features, 12345)
+    np.testing.assert_array_equal(weights, novelty_weights(garbage, mask, archive, c, decay=decay)[0])
+
+
+def test_asking_the_same_again_and_again_stops_paying():
+    ids = jnp.array([[[4, 5, 6], [4, 5, 6], [4, 5, 6], [7, 8, 9]]])
+    ngrams, present = question_ngrams(ids, jnp.ones(ids.shape, bool), 2)
+    archive = jnp.zeros(1024)
+    first = None
+    for _ in range(40):
+        weights, archive = novelty_weights(ngrams, present, archive, 3.0)
+        first = weights if first is None else first
+    assert (weights < first).all()
+    # Asked by 3 questions in 4 and by 1 in 4: 1 / (1 + 3 * 0.75) and 1 / (1 + 3 * 0.25).
+    np.testing.assert_allclose(weights, [[4 / 13] * 3 + [4 / 7]], rtol=0.02)
+
+
+def test_a_question_without_ngrams_weighs_one_and_is_not_counted():
+    features, mask = jnp.ones((1, 2, 3), jnp.uint32), jnp.array([[[True] * 3, [False] * 3]])
+    weights, archive = novelty_weights(features, mask, jnp.zeros(4), 1.0, decay=0.0)
+    assert weights.tolist() == [[0.5, 1.0]]
+    assert archive.tolist() == [0, 1, 0, 0]

@@ -1,0 +1,168 @@
+"""Sampling: caches, padding, end tokens, log-probs and their gradient, against plain teacher forcing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_vlm
+
+from auditdm_jax import sampling
+from auditdm_jax.models.vlm import encode_images, hidden_states, unembed
+from auditdm_jax.sampling import Prompt, completion_logps, sample, token_logps
+
+# A window shorter than prompt and completion, so that cached and uncached decoding must agree on it.
+LOCAL = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+T = 7
+
+
+@pytest.fixture(scope="module", params=["paligemma", "gemma3"])
+def case(request):
+    """A model, prompts of unequal length padded on the right, and image features."""
+    vlm = tiny_vlm.ours(request.param, text=LOCAL)
+    batch = tiny_vlm.inputs(vlm.hf_config, lengths=(6, 3))
+    features = encode_images(vlm.params, vlm.config, batch["pixel_values"])
+    prompt = Prompt(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"] == 1))
+    return vlm, prompt, features
+
+
+def draw(case, key=0, *, config=None, prompt=None, params=None, **settings):
+    vlm, own_prompt, features = case
+    settings = {"num_generations": 3, "max_new_tokens": T, "temperature": 0.7} | settings
+    key = jax.random.key(key)
+    args = (params or vlm.params, config or vlm.config, prompt or own_prompt, features, key)
+    return sample(*args, **settings)
+
+
+def uncached_logps(case, params, ids, temperature):
+    """The definition: every prompt and its completion as one sequence, nothing shared, nothing cached."""
+    vlm, prompt, features = case
+    rows = ids.shape[1]
+    starts = [np.asarray(i)[np.asarray(m)] for i, m in zip(prompt.input_ids, prompt.attention_mask, strict=True)]
+    wholes = [np.concatenate([starts[b], row]) for b in range(len(starts)) for row in np.asarray(ids[b])]
+    width = max(map(len, wholes))
+    padded = jnp.asarray([np.pad(whole, (0, width - len(whole))) for whole in wholes])
+    lengths = np.repeat([len(start) for start in starts], rows)[:, None]
+    mask, types = jnp.arange(width) < lengths + T, jnp.arange(width) >= lengths
+    repeated = jnp.repeat(features, rows, axis=0)
+    x = hidden_states(params, vlm.config, padded, repeated, mask, types.astype(int))
+    x = jnp.take_along_axis(x, (lengths - 1 + np.arange(T))[..., None], axis=1)
+    logits = unembed(params, vlm.config, x).at[..., list(vlm.config.forbidden_token_ids)].set(-1e9)
+    logps = jax.nn.log_softmax(logits / temperature).reshape(*ids.shape, -1)
+    return jnp.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
+
+
+def test_logps_equal_teacher_forcing(case):
+    vlm, prompt, features = case
+    done = draw(case)
+    forced = completion_logps(vlm.params, vlm.config, prompt, features, done.ids, done.mask, temperature=0.7)
+    plain = jnp.where(done.mask, uncached_logps(case, vlm.params, done.ids, 0.7), 0.0)
+    np.testing.assert_allclose(done.logps, forced, atol=1e-5)
+    np.testing.assert_allclose(forced, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_gradient_equals_that_of_the_definition(case, remat):
+    """The shared prompt collects the gradient of all its rows."""
+    vlm, prompt, features = case
+    done = draw(case)
+    weights = jax.random.normal(jax.random.key(1), done.mask.shape) * done.mask
+
+    def shared(params):
+        args = (params, vlm.config, prompt, features, done.ids, done.mask)
+        return jnp.sum(weights * completion_logps(*args, temperature=0.7, remat=remat))
+
+    def plain(params):
+        return jnp.sum(weights * uncached_logps(case, params, done.ids, 0.7))
+
+    ours, definition = jax.jit(jax.grad(shared))(vlm.params), jax.jit(jax.grad(plain))(vlm.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, definition)
+
+
+def test_padding_side_and_width_do_not_matter(case):
+    vlm, prompt, _ = case
+    plain = draw(case, temperature=0.0)
+    for left, right in ((4, 0), (0, 4)):
+        widths = ((0, 0), (left, right))
+        ids = jnp.pad(prompt.input_ids, widths, constant_values=vlm.config.pad_token_id)
+        wider = draw(case, temperature=0.0, prompt=Prompt(ids, jnp.pad(prompt.attention_mask, widths)))
+        np.testing.assert_array_equal(wider.ids, plain.ids)
+        np.testing.assert_allclose(wider.logps, plain.logps, atol=1e-5)
+
+
+def test_rows_of_a_group(case):
+    """Greedy rows agree; sampled rows differ from each other and with another key, and repeat with theirs."""
+    greedy = draw(case, temperature=0.0)
+    np.testing.assert_array_equal(greedy.ids, jnp.broadcast_to(greedy.ids[:, :1], greedy.ids.shape))
+    first, again, other = draw(case, 1), draw(case, 1), draw(case, 2)
+    np.testing.assert_array_equal(first.ids, again.ids)
+    assert (first.ids != other.ids).any()
+    assert (first.ids[:, 0] != first.ids[:, 1]).any()
+
+
+def test_ends(case):
+    """After an end token: pad, no mask, no log-prob. The mask includes the end token."""
+    vlm, _, _ = case
+    ends = tuple(range(3, 20))  # likely, so that rows end at different places
+    done = draw(case, config=dataclasses.replace(vlm.config, eos_token_ids=ends))
+    ids, mask = np.asarray(done.ids).reshape(-1, T), np.asarray(done.mask).reshape(-1, T)
+    lengths = mask.sum(axis=1)
+    assert len(set(lengths)) > 1
+    for row, row_mask, length in zip(ids, mask, lengths, strict=True):
+        assert row_mask[:length].all()
+        assert not np.isin(row[: length - 1], ends).any()
+        assert length == T or row[length - 1] in ends
+        assert (row[length:] == vlm.config.pad_token_id).all()
+    np.testing.assert_array_equal(np.asarray(done.logps)[~np.asarray(done.mask)], 0.0)
+
+
+def test_the_loop_stops_when_all_rows_have_ended(case):
+    """A million steps would not come back."""
+    vlm, _, _ = case
+    everything = dataclasses.replace(vlm.config, eos_token_ids=tuple(range(tiny_vlm.VOCABULARY)))
+    done = draw(case, config=everything, max_new_tokens=20_000, num_generations=1)
+    np.testing.assert_array_equal(np.asarray(done.mask).sum(axis=-1), 1)
+
+
+def test_image_placeholders_are_never_sampled(case):
+    """Even where the model wants nothing else: the last hidden state itself is their embedding."""
+    vlm, prompt, features = case
+    forbidden = list(vlm.config.forbidden_token_ids)
+    assert tiny_vlm.IMAGE in forbidden
+    hidden = hidden_states(vlm.params, vlm.config, prompt.input_ids, features, prompt.attention_mask)
+    table = vlm.params["text"]["embedding"]
+    wanted = 100.0 * hidden[0, int(prompt.attention_mask[0].sum()) - 1]
+    params = vlm.params | {"text": vlm.params["text"] | {"embedding": table.at[jnp.array(forbidden)].set(wanted)}}
+    # The image's own tokens are not looked up, so the hidden state is unchanged for PaliGemma.
+    done = draw(case, params=params, num_generations=50, temperature=1.0)
+    assert not np.isin(done.ids, forbidden).any()
+
+
+def test_sampled_frequencies(case):
+    """First tokens of 4,000 rows against the softmax at the temperature (5 standard errors)."""
+    vlm, prompt, features = case
+    rows = 4000
+    done = draw(case, num_generations=rows, max_new_tokens=1, temperature=2.0)
+    mask = prompt.attention_mask
+    hidden = hidden_states(vlm.params, vlm.config, prompt.input_ids, features, mask)
+    for b in range(2):
+        logits = unembed(vlm.params, vlm.config, hidden[b, int(mask[b].sum()) - 1])
+        logits = logits.at[jnp.array(vlm.config.forbidden_token_ids)].set(-jnp.inf)
+        expected = np.asarray(jax.nn.softmax(logits / 2.0))
+        found = np.bincount(np.asarray(done.ids[b, :, 0]), minlength=tiny_vlm.VOCABULARY) / rows
+        assert (np.abs(found - expected) < 5 * np.sqrt(expected / rows) + 1e-9).all()
+
+
+def test_chunked_logps(case, monkeypatch):
+    """A chunk of any size gives the same values and gradients, a last one that is not full too."""
+    vlm, _, _ = case
+    hidden = jax.random.normal(jax.random.key(0), (3, 5, vlm.config.text.width))
+    ids = jax.random.randint(jax.random.key(1), (3, 5), 3, 50)
+
+    def total(hidden):
+        return jnp.sum(jnp.sin(token_logps(vlm.params, vlm.config, hidden, ids, temperature=0.5)))
+
+    whole = jax.value_and_grad(total)(hidden)
+    monkeypatch.setattr(sampling, "LOGITS_AT_ONCE", 4 * tiny_vlm.VOCABULARY)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.value_and_grad(total)(hidden), whole)

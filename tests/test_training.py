@@ -1,0 +1,109 @@
+"""The whole step and the whole run, on tiny random models."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_zoo import save_tiny_zoo
+
+from auditdm_jax import training
+from auditdm_jax.config import GRPO, Models, TrainConfig
+from auditdm_jax.errors import UserError
+from auditdm_jax.models.vlm import VLM
+from auditdm_jax.step import make_step
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    return save_tiny_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def config(zoo, tmp_path):
+    models = Models(zoo["auditor"], zoo["target"], (zoo["a"], zoo["b"]))
+    return TrainConfig(
+        out=str(tmp_path), steps=4, images_per_step=2, models=models, grpo=GRPO(num_generations=4), probe_every=2,
+        checkpoint_every=2, max_question_tokens=5,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def parts(config):
+    players = training.load_players(config)
+    settings = training.step_settings(config)
+    state = training.initial_state(config, players, settings.optimizer)
+    return players, settings, state, training.cast_of(players, config.instruction)
+
+
+def test_fused_step_equals_the_one_through_text(config, parts):
+    """Ids passed on the device and text passed through the host must train the same, where tokens are shared."""
+    players, settings, state, cast = parts
+    assert training.share_tokens(players)
+    batch = next(training.open_source(config, 64, "train"))["image"]
+    copy = dataclasses.replace(state, trained=jax.tree.map(jnp.copy, state.trained))
+    fused, metrics, record = make_step(cast, settings)(copy, batch)
+    text, text_metrics, text_record = make_step(cast, settings, training.retokenizer(players, cast))(state, batch)
+    np.testing.assert_array_equal(record["question_ids"], text_record["question_ids"])
+    np.testing.assert_array_equal(record["target_id"], text_record["target_id"])
+    np.testing.assert_array_equal(record["consensus_id"], text_record["consensus_id"])
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], text_metrics[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert int(fused.trained.step) == int(text.trained.step) == 1
+
+
+def test_frozen_parameters_pass_through_uncopied(config, parts):
+    _, settings, state, cast = parts
+    before = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.frozen)]
+    trained = jax.tree.map(np.asarray, state.trained.auditor)
+    batch = next(training.open_source(config, 64, "train"))["image"]
+    state, metrics, _ = make_step(cast, settings)(state, batch)
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.frozen)] == before
+    outcomes = [name for name in metrics if name.startswith("outcome/") and name != "outcome/valid"]
+    assert sum(float(metrics[name]) for name in outcomes) == pytest.approx(1)  # each question has exactly one
+    assert float(metrics["sampling/drift_max"]) < 1e-4
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), trained, jax.tree.map(np.asarray, state.trained.auditor))
+    assert all(np.isfinite(x) for x in jax.tree.leaves(moved))
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_run_equals_an_unbroken_one(config, monkeypatch, tmp_path):
+    whole = training.train(dataclasses.replace(config, name="whole"))
+    broken = dataclasses.replace(config, name="broken")
+    write, calls = training.Log.step, []
+
+    def killed(self, number, metrics):
+        calls.append(number)
+        if number == 3:
+            raise KeyboardInterrupt
+        write(self, number, metrics)
+
+    monkeypatch.setattr(training.Log, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(broken)
+    monkeypatch.setattr(training.Log, "step", write)
+    with pytest.raises(UserError, match="--resume"):
+        training.train(broken)
+    again = training.train(dataclasses.replace(broken, resume=True))
+    assert rows_of(whole) == rows_of(again)
+    first, second = (VLM.load(run / "auditor").params for run in (whole, again))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.slow
+def test_adapters_train_and_are_folded_in(config):
+    run = training.train(dataclasses.replace(config, name="lora", lora_rank=2, steps=2))
+    base, trained = (VLM.load(path).params for path in (config.models.auditor, run / "auditor"))
+    np.testing.assert_array_equal(base["text"]["embedding"], trained["text"]["embedding"])
+    assert trained["text"]["layers"]["q"].keys() == {"kernel"}
+
+
+def test_target_among_the_references_is_refused(zoo):
+    with pytest.raises(UserError, match="contain the target"):
+        Models(zoo["auditor"], zoo["target"], (zoo["a"], zoo["target"]))
