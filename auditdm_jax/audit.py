@@ -166,12 +166,13 @@ def load_panel(trained: str, settings: TrainConfig, batch_size: int) -> tuple[Pa
 def open_unseen(
     spec: tuple[str, ...], trained_on: tuple[str, ...], size: int, batch_size: int, seed: int
 ) -> SceneSource | ImageSource:
-    """One pass over images that training did not see; scenes of the test split where `spec` is empty.
+    """One pass over images that training did not see; scenes of the validation split where `spec` is empty, because
+    discoveries become training data and the test split examines what was trained on them.
 
     Of images that training was given, only those that it held out are taken.
     """
     if not spec:
-        return SceneSource("test", seed, batch_size)
+        return SceneSource("validation", 500 + seed, batch_size)  # seeds apart from those that training watched
     known = {Path(item).expanduser().resolve() for item in trained_on}
     split: Any = "heldout" if any(Path(item).expanduser().resolve() in known for item in spec) else "all"
     source = open_images(spec, size, batch_size, seed, split=split, num_epochs=1)
@@ -210,7 +211,7 @@ def main(config: AuditConfig) -> dict[str, Any]:
         "auditor": {"name": trained or models.auditor, "trained": bool(trained)},
         "models": models,
         "verified_by": "verifier" if spec else "oracle",
-        "image_source": spec or "scenes of the test split",
+        "image_source": spec or "scenes of the validation split",
         "skipped_images": source.skipped if isinstance(source, ImageSource) else {},
         "seed": config.seed,
         "training_seed": settings.seed,

@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-# One card is shared by JAX and, for image editing, PyTorch: JAX must not take it all. Read when JAX is imported.
+# Read when JAX is imported. One card is shared by JAX and, for image editing, PyTorch: JAX must not take it all. What
+# was compiled once is kept for the next run.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "auditdm_jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 
 import tyro
 
@@ -56,7 +60,7 @@ def main() -> None:
     runners = {TrainConfig: _train, AuditConfig: _audit, RectifyConfig: _rectify}
 
     def run() -> None:
-        config = tyro.extras.subcommand_cli_from_dict(commands)
+        config = tyro.extras.subcommand_cli_from_dict(commands)  # type: ignore[arg-type]
         runners[type(config)](config)
 
     run_cli(run)

@@ -194,7 +194,7 @@ def update(
         trainable, opt_state = carry
         (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, opt_state = settings.optimizer.update(grads, opt_state, trainable)
-        metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return (optax.apply_updates(trainable, updates), opt_state), metrics
 
     carry, metrics = jax.lax.scan(iteration, (trained.auditor, trained.opt_state), length=grpo.num_iterations)

@@ -65,12 +65,17 @@ def cast_of(players: Players, instruction: str) -> Cast:
 
 
 def share_tokens(players: Players) -> bool:
-    """Whether every model reads the auditor's token ids as the auditor writes them."""
-    vocabularies = [
-        vlm.tokenizer.convert_ids_to_tokens(range(players.auditor.config.text.vocab_size))
-        for vlm in (players.auditor, players.target, *players.references)
-    ]
-    return all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+    """Whether every model reads the auditor's token ids as the auditor writes them.
+
+    Ids without a token, which pad a vocabulary to a round size, may mean something to another model.
+    """
+    auditor = players.auditor
+    written = {i: token for token, i in auditor.tokenizer.get_vocab().items() if i < auditor.config.text.vocab_size}
+    return all(
+        vlm.config.text.vocab_size > max(written)
+        and vlm.tokenizer.convert_ids_to_tokens(list(written)) == list(written.values())
+        for vlm in (players.target, *players.references)
+    )
 
 
 def retokenizer(players: Players, cast: Cast):
@@ -164,7 +169,8 @@ def train(config: TrainConfig) -> Path:
     first = 0
     if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
         state, first = replace(state, trained=restored.state), restored.step
-        source.set_state(restored.position)
+        source.set_state(restored.position["train"])
+        held_out.set_state(restored.position["heldout"])
     elif checkpoints.latest_step() is not None:
         if not config.overwrite:
             raise UserError(
@@ -176,16 +182,18 @@ def train(config: TrainConfig) -> Path:
     translate = None if share_tokens(players) else retokenizer(players, cast)
     step = make_step(cast, settings, translate)
     with Log(run, first, config.steps) as log:
-        for number in range(first, config.steps):
-            batch = next(source)
-            if number % config.probe_every == 0:
-                log.write(number, probe(step, state, next(held_out), players.auditor))
-            state, metrics, _ = step(state, batch["image"])
-            log.step(number + 1, metrics)
-            if (number + 1) % config.checkpoint_every == 0 or number + 1 == config.steps:
+        if first == 0:
+            log.write(0, probe(step, state, next(held_out), players.auditor))
+        for number in range(first + 1, config.steps + 1):
+            state, metrics, _ = step(state, next(source)["image"])
+            log.step(number, metrics)
+            if number % config.probe_every == 0 or number == config.steps:
                 log.flush()
-                checkpoints.save(number + 1, state.trained, source.get_state())
-        log.write(config.steps, probe(step, state, next(held_out), players.auditor))
+                log.write(number, probe(step, state, next(held_out), players.auditor))
+            if number % config.checkpoint_every == 0 or number == config.steps:
+                log.flush()
+                position = {"train": source.get_state(), "heldout": held_out.get_state()}
+                checkpoints.save(number, state.trained, position)
     save_auditor(run / "auditor", state, players.auditor)
     checkpoints.close()
     return run

@@ -139,7 +139,7 @@ def test_device_agrees_with_the_normaliser(build):
 
 
 def test_one_id_whatever_the_tokenizer():
-    texts = ["the two dogs", "2 dogs", "red", "12", "unclear"]
+    texts = ["the two dogs", "2 dogs", "red", "12", "not clear"]
     for build in (wordpiece, sentencepiece, byte_level):
         tokenizer = build()
         rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -174,7 +174,7 @@ def test_leading_axes_and_special_tokens():
     tokenizer = byte_level()
     red, eos = tokenizer("Red", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id
     ids, mask = padded([[*red, eos], [eos], []], 6)
-    found, empty = answer_ids(token_bytes(tokenizer), ids.reshape(3, 1, 6), mask.reshape(3, 1, 6))
+    found, empty = ids_on_device(token_bytes(tokenizer), ids.reshape(3, 1, 6), mask.reshape(3, 1, 6))
     assert found.shape == (3, 1)
     assert found.dtype == jnp.uint32
     assert found[:, 0].tolist() == [text_answer_id("red"), 0, 0]

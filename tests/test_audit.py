@@ -185,10 +185,8 @@ def test_settings_that_cannot_be():
 def checkpoints(tmp_path_factory):
     """Directories of tiny random models, a folder for each name."""
     folder = tmp_path_factory.mktemp("models")
-    tiny_vlm.ours("paligemma").save(folder / "one")
-    other = tiny_vlm.ours("gemma3")
-    for name in ("two", "asker"):
-        other.save(folder / name)
+    for seed, (name, family) in enumerate({"one": "paligemma", "two": "gemma3", "asker": "gemma3"}.items()):
+        tiny_vlm.save(tiny_vlm.hf_model(tiny_vlm.hf_config(family), seed), folder / name)
     return folder
 
 

@@ -16,9 +16,7 @@ SETTINGS = {"images": 3, "per_image": 4, "distribution": "uniform", "unanswerabl
 
 
 def same_batch(a: dict, b: dict) -> bool:
-    return (
-        np.array_equal(a["image"], b["image"]) and a["scene"] == b["scene"] and a["image_id"] == b["image_id"]
-    )
+    return np.array_equal(a["image"], b["image"]) and a["scene"] == b["scene"] and a["image_id"] == b["image_id"]
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -66,6 +66,7 @@ def test_every_phrasing_is_read_as_its_skill_and_slots(skill, data):
             assert parse(fill(lead, form, slots)) == (skill, slots)
 
 
+@settings(max_examples=60)
 @given(question=questions(), data=st.data())
 def test_case_punctuation_and_spacing_do_not_matter(question, data):
     gaps = st.text(string.punctuation + " \t\n", max_size=3)
@@ -90,6 +91,7 @@ def test_words_of_the_world_in_any_order_are_safe_to_read(words):
         assert " ".join(words) in written
 
 
+@settings(max_examples=60)
 @given(question=questions(), data=st.data())
 def test_a_garbled_question_is_none(question, data):
     words = plain(question).split()

@@ -94,8 +94,9 @@ def test_counts_are_balanced_as_far_as_scenes_permit(many):
     shares = Counter(question.answer for question in ask_all(many, "counting") + ask_all(many, "counting"))
     total = shares.total()
     assert {"0", "1", "2", "3", "4", "5"} <= set(shares) <= {str(n) for n in range(9)}
-    assert max(shares.values()) / total < 0.3
-    assert all(shares[str(n)] / total > 0.05 for n in range(6))
+    # A sparse scene cannot be asked for many, so one is the commonest answer.
+    assert max(shares.values()) / total < 0.4
+    assert all(shares[str(n)] / total > 0.04 for n in range(5))
 
 
 @pytest.mark.parametrize("skill", MARKED)
@@ -114,29 +115,53 @@ def test_answers_are_not_given_away(many):
             assert question.answer not in question.text.split()
 
 
+def frequencies(asked: list[Asker], distribution: str, draws: int) -> dict[str, float]:
+    drawn = Counter(asker.draw(distribution, "train").skill for asker in asked for _ in range(draws))
+    return {skill: drawn[skill] / drawn.total() for skill in SKILLS}
+
+
+@pytest.fixture(scope="module")
+def crowded() -> list[Asker]:
+    """Scenes with something to ask for every skill, so that no skill stands in for another."""
+    scenes = [sample_scene("train", seed) for seed in range(1500)]
+    full = [
+        scene
+        for scene in scenes
+        if all(scene.special(kind) for kind in SPECIALS)
+        and any(thing.framed for _, thing in scene.shapes())
+        and any(thing.barred for _, thing in scene.shapes())
+    ]
+    assert len(full) >= 10
+    return [Asker(scene, np.random.default_rng((8, i))) for i, scene in enumerate(full[:20])]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_crowded_scenes_are_asked_about_by_the_distributions_weights(distribution, crowded):
+    weights = NATURAL_WEIGHTS if distribution == "natural" else dict.fromkeys(SKILLS, 1.0)
+    draws = 8000 // len(crowded)
+    total = draws * len(crowded)
+    for skill, got in frequencies(crowded, distribution, draws).items():
+        wanted = weights[skill] / sum(weights.values())
+        assert abs(got - wanted) < 4 * np.sqrt(wanted / total) + 0.06 * wanted, skill
+
+
 def test_the_natural_distribution_has_a_long_tail(many):
-    drawn = Counter(asker.draw("natural", "train").skill for asker in many for _ in range(20))
-    total, weights = drawn.total(), sum(NATURAL_WEIGHTS.values())
-    head = 0.0
+    got = frequencies(many, "natural", 16)
+    total = sum(NATURAL_WEIGHTS.values())
+    rare = [skill for skill in SKILLS if NATURAL_WEIGHTS[skill] < 1.0]
+    assert len(rare) == 8
     for skill in SKILLS:
-        wanted, got = NATURAL_WEIGHTS[skill] / weights, drawn[skill] / total
-        if wanted > 0.01:
-            deviation = np.sqrt(wanted / total)
-            assert abs(got - wanted) < 4 * deviation + 0.05 * wanted, skill
-            head += got
-        else:
-            # Three scenes in ten lack the thing, and a question of another skill takes its place.
-            assert 0 < got < 1.3 * wanted, skill
-    assert head > 0.95
-    common = sum(count for _, count in drawn.most_common(4)) / total
-    assert common > 0.6
+        ratio = got[skill] / (NATURAL_WEIGHTS[skill] / total)
+        # Many scenes lack what a rare skill asks for, and a question of another skill takes its place.
+        assert (0.25 < ratio < 1.2) if skill in rare else (0.5 < ratio < 1.3), skill
+    assert sum(got[skill] for skill in rare) < 0.03
+    assert sum(sorted(got.values())[-4:]) > 0.6
 
 
-def test_the_uniform_distribution_asks_every_skill_about_as_often(many):
-    drawn = Counter(asker.draw("uniform", "train").skill for asker in many for _ in range(10))
-    assert set(drawn) == set(SKILLS)
-    assert min(drawn.values()) > 0.5 * drawn.total() / len(SKILLS)
-    assert max(drawn.values()) < 1.5 * drawn.total() / len(SKILLS)
+def test_the_uniform_distribution_asks_of_everything_often(many):
+    got = frequencies(many, "uniform", 8)
+    assert min(got.values()) > 0.35 / len(SKILLS)
+    assert max(got.values()) < 1.7 / len(SKILLS)
 
 
 def test_shares_of_unanswerable_questions_and_descriptions(many):
@@ -163,10 +188,7 @@ def test_descriptions_say_what_stands_where():
 
 def test_the_generator_decides_everything():
     scene = sample_scene("train", 5)
-    runs = [
-        [Asker(scene, np.random.default_rng(seed)).draw("natural", "train") for _ in range(3)]
-        for seed in (1, 1)
-    ]
+    runs = [[Asker(scene, np.random.default_rng(seed)).draw("natural", "train") for _ in range(3)] for seed in (1, 1)]
     assert runs[0] == runs[1]
     first, other = (
         [asker.draw("natural", "train") for _ in range(20)]

@@ -104,12 +104,7 @@ def test_questions_keep_to_the_phrasings_of_their_split(split):
         if question is None:
             continue
         _, slots = language.parse(question.text)
-        used = {
-            s
-            for s in SPLITS
-            for p in language.phrasings(skill, s)
-            if language.fill(*p, slots) == question.text
-        }
+        used = {s for s in SPLITS for p in language.phrasings(skill, s) if language.fill(*p, slots) == question.text}
         assert used == {split}
 
 
@@ -140,8 +135,7 @@ def test_scenes_hold_what_the_world_promises():
 def test_every_two_different_things_look_different(weather):
     padded = EVERYTHING + [None] * (-len(EVERYTHING) % NUM_CELLS)
     pictures = [
-        cells_of(render(Scene(weather, tuple(padded[i : i + NUM_CELLS]))))
-        for i in range(0, len(padded), NUM_CELLS)
+        cells_of(render(Scene(weather, tuple(padded[i : i + NUM_CELLS])))) for i in range(0, len(padded), NUM_CELLS)
     ]
     different = {cell.tobytes() for cell in np.concatenate(pictures)}
     assert len(different) == len(EVERYTHING)
