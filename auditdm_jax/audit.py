@@ -8,6 +8,7 @@ compiles once.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -100,9 +101,11 @@ def question_batch(auditor: Ask, panel: Panel, batch: dict, key: Array, agreemen
     images, scenes = batch["image"], batch.get("scene", [None] * len(batch["image_id"]))
     asked = [Asked(i, *question) for i, question in zip(batch["image_id"], auditor(images, key), strict=True)]
     texts = [one.question for one in asked]
-    target, verifier = panel.target(images, texts), panel.verifier(images, texts)
-    references = zip(*(reference(images, texts) for reference in panel.references), strict=True)
-    answers = map(Answers, target, references, verifier)
+    answerers = (panel.target, panel.verifier, *panel.references)
+    # Two at a time: compiling keeps one core busy, and on the first batch it is most of the time.
+    with ThreadPoolExecutor(2) as pool:
+        target, verifier, *references = pool.map(lambda answer: answer(images, texts), answerers)
+    answers = map(Answers, target, zip(*references, strict=True), verifier)
     return [
         examine(question, said, agreement, scene) for question, said, scene in zip(asked, answers, scenes, strict=True)
     ]

@@ -11,10 +11,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "auditdm_jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 
-import tyro
+import tyro  # noqa: E402
 
-from auditdm_jax.config import AuditConfig, RectifyConfig, TrainConfig
-from auditdm_jax.errors import run_cli
+from auditdm_jax.config import AuditConfig, RectifyConfig, TrainConfig  # noqa: E402
+from auditdm_jax.errors import run_cli  # noqa: E402
 
 
 def _train(config: TrainConfig) -> None:
@@ -56,11 +56,11 @@ def rectify() -> None:
 
 def main() -> None:
     """`auditdm train|audit|rectify`."""
-    commands = {"train": TrainConfig, "audit": AuditConfig, "rectify": RectifyConfig}
-    runners = {TrainConfig: _train, AuditConfig: _audit, RectifyConfig: _rectify}
+    commands: dict[str, Callable[..., Any]] = {"train": TrainConfig, "audit": AuditConfig, "rectify": RectifyConfig}
+    runners: dict[type, Callable[[Any], None]] = {TrainConfig: _train, AuditConfig: _audit, RectifyConfig: _rectify}
 
     def run() -> None:
-        config = tyro.extras.subcommand_cli_from_dict(commands)  # type: ignore[arg-type]
+        config: Any = tyro.extras.subcommand_cli_from_dict(commands)
         runners[type(config)](config)
 
     run_cli(run)

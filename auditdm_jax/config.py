@@ -68,7 +68,7 @@ class Models:
 
     def __post_init__(self) -> None:
         if self.target in self.references:
-            raise UserError(f"the references contain the target {self.target!r}: leave it out, it cannot contradict itself")
+            raise UserError(f"the references contain the target {self.target!r}: leave it out of --models.references")
         if not self.references:
             raise UserError("references is empty: name at least one model (two or more are needed for agreement)")
 
@@ -120,7 +120,8 @@ class TrainConfig(RunPaths):
     """Begin again where this name already has a run."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens", "probe_every", "checkpoint_every"):
+        counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens", "probe_every")
+        for name in (*counts, "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
 

@@ -158,9 +158,7 @@ class ImageSource:
                 all_bad = len(self._bad) == len(self._records)
         if all_bad:  # an endless pipeline would search for ever
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.skipped.items())
-            raise UserError(
-                f"none of the {self.num_images} images can be used ({reasons}); give other --images"
-            )
+            raise UserError(f"none of the {self.num_images} images can be used ({reasons}); give other --images")
         return None
 
 

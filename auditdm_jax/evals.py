@@ -76,4 +76,3 @@ def accuracy(answers: Sequence[str], truths: Sequence[str], skills: Sequence[str
     low, high = wilson(int(right.sum()), len(right))
     per_skill = {skill: float(right[names == skill].mean()) for skill in sorted(set(skills))}
     return {"overall": float(right.mean()), "n": len(right), "ci_low": low, "ci_high": high, "per_skill": per_skill}
-

@@ -71,7 +71,7 @@ class Encoder:
     def __call__(self, images: np.ndarray, questions: list[list[str]], answers: list[list[str]]) -> Batch:
         """images: uint8 [B, H, W, 3]; questions and answers: B lists of K strings each. Longer ones are cut."""
         flat_questions = [q[: self.max_question] for q in self.tokens([q for row in questions for q in row])]
-        flat_answers = [a[: self.max_answer] + [self.end] for a in self.tokens([a for row in answers for a in row])]
+        flat_answers = [[*a[: self.max_answer], self.end] for a in self.tokens([a for row in answers for a in row])]
         prefix, suffix = list(self.template.prefix_ids), list(self.template.suffix_ids)
         batch, per_image = len(questions), len(questions[0])
         if self.shares_prefix:
@@ -91,11 +91,11 @@ class Encoder:
         answer_mask = mask & (np.arange(width) >= start)
         shape = (rows, group, width)
         return Batch(
-            images=images,
-            prompt=Prompt(input_ids=prompt_ids, attention_mask=prompt_mask),
-            ids=ids.reshape(shape),
-            mask=mask.reshape(shape),
-            answer_mask=answer_mask.reshape(shape),
+            images=jnp.asarray(images),
+            prompt=Prompt(input_ids=jnp.asarray(prompt_ids), attention_mask=jnp.asarray(prompt_mask)),
+            ids=jnp.asarray(ids.reshape(shape)),
+            mask=jnp.asarray(mask.reshape(shape)),
+            answer_mask=jnp.asarray(answer_mask.reshape(shape)),
         )
 
 
@@ -111,12 +111,13 @@ def batch_loss(params: Params, config: VLMConfig, batch: Batch, remat: bool = Fa
     """Mean negative log-likelihood of the answer tokens (nats a token)."""
     features = encode_images(params, config, preprocess_on_device(config, batch.images))
     features = jnp.repeat(features, batch.prompt.input_ids.shape[0] // features.shape[0], axis=0)
-    logps = completion_logps(params, config, batch.prompt, features, batch.ids, batch.mask, temperature=1.0, remat=remat)
+    given = (batch.prompt, features, batch.ids, batch.mask)
+    logps = completion_logps(params, config, *given, temperature=1.0, remat=remat)
     return -jnp.sum(logps * batch.answer_mask) / jnp.maximum(jnp.sum(batch.answer_mask), 1)
 
 
 def make_optimizer(name: str, learning_rate: float, steps: int, warmup: float = 0.05) -> optax.GradientTransformation:
-    """"muon" (matrices orthogonalised, the rest AdamW) or "adamw"; linear warm-up, then cosine to a twentieth."""
+    """ "muon" (matrices orthogonalised, the rest AdamW) or "adamw"; linear warm-up, then cosine to a twentieth."""
 
     def schedule(peak: float) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, int(warmup * steps)), max(2, steps), peak / 20)

@@ -40,9 +40,7 @@ def decode_rgb(
     "corrupt or truncated", "unreadable file".
     """
     try:
-        with Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
-        ) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise BadImage("too large")
             upright = ImageOps.exif_transpose(image)

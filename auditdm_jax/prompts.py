@@ -38,9 +38,7 @@ def answer_text(family: str, processor: Any, question: str) -> str:
     if family == "paligemma":
         return f"{processor.image_token}answer en {question}"
     if getattr(processor, "chat_template", None) is None and processor.tokenizer.chat_template is None:
-        raise UserError(
-            "the Gemma 3 processor has no chat template; add chat_template.jinja to its directory"
-        )
+        raise UserError("the Gemma 3 processor has no chat template; add chat_template.jinja to its directory")
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     # A template kept by the tokenizer alone is an older layout; both read the same turns.
     owner = processor if getattr(processor, "chat_template", None) is not None else processor.tokenizer
@@ -51,9 +49,7 @@ def expanded_text(family: str, processor: Any, text: str) -> str:
     """The string that the processor tokenizes for `text`: with all placeholders of the image."""
     if family == "paligemma":
         question = text.removeprefix(processor.image_token)
-        return (
-            f"{processor.image_token * processor.image_seq_length}{processor.tokenizer.bos_token}{question}\n"
-        )
+        return f"{processor.image_token * processor.image_seq_length}{processor.tokenizer.bos_token}{question}\n"
     return text.replace(processor.boi_token, processor.full_image_sequence)
 
 

@@ -32,7 +32,7 @@ from auditdm_jax.outcomes import consensus_of
 from auditdm_jax.prompts import template_for
 from auditdm_jax.rollout import ask_many
 from auditdm_jax.runs import trained_auditor, training_settings
-from auditdm_jax.scenes.dataset import scenes_of, test_set
+from auditdm_jax.scenes.dataset import balanced_set, scenes_of
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.taxonomy import question_label
 
@@ -88,9 +88,7 @@ def again(discovered: Sequence[str], images: int, per_image: int, seed: int) -> 
     return [[discovered[i] for i in rng.integers(len(discovered), size=per_image)] for _ in range(images)]
 
 
-def batches(
-    images: np.ndarray, kinds: Sequence[Lessons], encode: Encoder, config: RectifyConfig
-) -> Iterator[Batch]:
+def batches(images: np.ndarray, kinds: Sequence[Lessons], encode: Encoder, config: RectifyConfig) -> Iterator[Batch]:
     """Endless batches with equal parts from each kind of lessons.
 
     images: uint8 [N, H, W, 3]. An image takes part if it has a lesson of every kind.
@@ -104,12 +102,15 @@ def batches(
             f"{config.images_per_step}; raise --pool or lower --images-per-step"
         )
     share = config.questions_per_image // len(kinds)
+    size = config.images_per_step
     while True:
-        for rows in np.split(rng.permutation(usable), range(config.images_per_step, len(usable), config.images_per_step)):
-            if len(rows) < config.images_per_step:
-                continue
-            drawn = [[lessons[i][k] for lessons in kinds for k in rng.integers(len(lessons[i]), size=share)] for i in rows]
-            yield encode(images[rows], [[x.question for x in row] for row in drawn], [[x.answer for x in row] for row in drawn])
+        order = rng.permutation(usable)
+        for rows in order[: len(order) // size * size].reshape(-1, size):
+            drawn = [
+                [lessons[i][k] for lessons in kinds for k in rng.integers(len(lessons[i]), size=share)] for i in rows
+            ]
+            texts = [[[getattr(lesson, part) for lesson in row] for row in drawn] for part in Lesson._fields]
+            yield encode(images[rows], *texts)
 
 
 def finetuned(target: VLM, data: Iterator[Batch], config: RectifyConfig, name: str) -> VLM:
@@ -134,7 +135,7 @@ def finetuned(target: VLM, data: Iterator[Batch], config: RectifyConfig, name: s
 
 
 def pool_of(config: RectifyConfig, trained: TrainConfig, size: int) -> tuple[np.ndarray, bool]:
-    """`config.pool` images to ask about, uint8 [N, size, size, 3], and whether they are scenes of the embedded world."""
+    """`config.pool` images to ask about, uint8 [N, size, size, 3], and whether they are scenes."""
     spec = config.images or trained.images
     if not spec:
         # Seeds apart from those the auditor trained on.
@@ -152,12 +153,13 @@ def exam(scenes: bool, images: np.ndarray, lessons: Lessons, config: RectifyConf
     kept out of both arms, with the consensus for the truth and the question's first words for its skill.
     """
     if scenes:
-        test = test_set(config.test_questions)
+        test = balanced_set(config.test_questions)
         texts, truths, skills = zip(*test.questions, strict=True)
         return Exam(test.images, texts, truths, skills)
     owner = np.repeat(np.arange(len(images)), [len(row) for row in lessons])
     flat = [lesson for row in lessons for lesson in row]
-    return Exam(images[owner], *zip(*((x.question, x.answer, question_label(x.question)) for x in flat), strict=True))
+    questions, truths = zip(*flat, strict=True)
+    return Exam(images[owner], questions, truths, [question_label(question) for question in questions])
 
 
 def rectify(config: RectifyConfig) -> dict:
@@ -203,7 +205,8 @@ def rectify(config: RectifyConfig) -> dict:
 def print_summary(summary: dict, run: Path) -> None:
     """Before, control and after, overall with 95 % intervals and by skill."""
     arms = ("before", "control", "after")
-    print(f"\nAccuracy of {summary['target']} ({summary['before']['n']} test questions, {summary['examples']} examples an arm)")
+    sizes = f"{summary['before']['n']} test questions, {summary['examples']} examples an arm"
+    print(f"\nAccuracy of {one_line(summary['target'])} ({sizes})")
     print(f"{'':22}" + "".join(f"{arm:>22}" for arm in arms))
     overall = [f"{summary[a]['overall']:.3f} [{summary[a]['ci_low']:.3f}, {summary[a]['ci_high']:.3f}]" for a in arms]
     print(f"{'overall':22}" + "".join(f"{cell:>22}" for cell in overall))

@@ -49,11 +49,11 @@ class _Prefill(NamedTuple):
     mask: Bool[Array, "B P"]
     positions: Int[Array, "B P"]
 
-    def block(self, config: VLMConfig, queries: Int[Array, "B G T"]) -> KeyBlock:
-        """The prompt as keys for completion tokens at positions `queries`."""
+    def block(self, config: VLMConfig, queries: Int[Array, "B G T"], longest: int) -> KeyBlock:
+        """The prompt as keys for tokens at positions `queries` of completions of up to `longest` tokens."""
         real = self.mask[:, None, None, :]
-        longest = self.mask.shape[1] + queries.shape[2]
-        near = multimodal.window(config, queries, self.positions[:, None], longest)
+        span = self.mask.shape[1] + longest
+        near = multimodal.window(config, queries, self.positions[:, None], span)
         return KeyBlock(self.keys, self.values, ByKind(real, real if near is None else real & near))
 
 
@@ -68,9 +68,7 @@ def _prefill(
     positions = multimodal.positions_of(config, mask)
     masks = multimodal.input_masks(config, prompt.input_ids, mask, positions)
     x = multimodal.embed(params, config, prompt.input_ids, image_features)[:, None]
-    x, pairs = gemma.decode(
-        params["text"], config.text, x, positions[:, None], masks, return_keys=True, remat=remat
-    )
+    x, pairs = gemma.decode(params["text"], config.text, x, positions[:, None], masks, return_keys=True, remat=remat)
     last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     hidden = jnp.take_along_axis(x, last[:, None, None, None], axis=2)
     keys, values = (pair[:, :, :, 0] for pair in pairs)
@@ -124,9 +122,7 @@ def sample(
             ids = jnp.argmax(logits, axis=-1)
         return ids.astype(jnp.int32), _logps_of(logits, ids)
 
-    def write(
-        out: Completions, done: Array, step: Array, ids: Array, logps: Array
-    ) -> tuple[Completions, Array]:
+    def write(out: Completions, done: Array, step: Array, ids: Array, logps: Array) -> tuple[Completions, Array]:
         fields = (jnp.where(done, config.pad_token_id, ids), ~done, jnp.where(done, 0.0, logps))
         out = Completions(*(a.at[:, :, step].set(f) for a, f in zip(_fields(out), fields, strict=True)))
         return out, done | (ids[..., None] == ends).any(axis=-1)
@@ -145,11 +141,9 @@ def sample(
         near = seen
         if text.sliding_window is not None and length > text.sliding_window:
             near = seen & (behind < text.sliding_window)[None, None, None]
-        blocks = [context.block(config, positions), KeyBlock(keys, values, ByKind(seen, near))]
+        blocks = [context.block(config, positions, length), KeyBlock(keys, values, ByKind(seen, near))]
         itself = jnp.ones((1, 1, 1, 1), bool)
-        x, pairs = gemma.decode(
-            params["text"], text, x, positions, ByKind(itself, itself), blocks, return_keys=True
-        )
+        x, pairs = gemma.decode(params["text"], text, x, positions, ByKind(itself, itself), blocks, return_keys=True)
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, new, step - 1, axis=4)
             for old, new in zip((keys, values), pairs, strict=True)
@@ -163,9 +157,7 @@ def sample(
         mask=jnp.zeros(shape, bool),
         logps=jnp.zeros(shape),
     )
-    out, done = write(
-        out, jnp.zeros((batch, rows), bool), jnp.array(0), *draw(context.last[:, :, 0], jnp.array(0))
-    )
+    out, done = write(out, jnp.zeros((batch, rows), bool), jnp.array(0), *draw(context.last[:, :, 0], jnp.array(0)))
     if length == 1:
         return out
     cache_shape = (text.num_layers, batch, text.num_kv_heads, rows, length - 1, text.head_dim)
@@ -207,7 +199,7 @@ def completion_logps(
             gemma.embed(params["text"], inputs),
             positions,
             ByKind(everywhere, everywhere if near is None else everywhere & near),
-            [context.block(config, positions)],
+            [context.block(config, positions, length)],
             remat=remat,
         )
         hidden = jnp.concatenate([hidden, x], axis=2)

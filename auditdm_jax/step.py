@@ -5,7 +5,7 @@ the others as ids; otherwise the compiled parts are joined by `Translate`, which
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -90,7 +90,7 @@ def audit_step(
     metrics |= {"question/tokens": questions.mask.sum(-1).mean()}
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "claimed": outcome.claimed}
     record |= {"target_id": outcome.target_id, "consensus_id": outcome.consensus_id}
-    return AuditState(trained.replace(archive=archive), frozen), metrics, record
+    return AuditState(replace(trained, archive=archive), frozen), metrics, record
 
 
 def auditor_params(trainable: Params, base: Params) -> Params:
@@ -201,4 +201,4 @@ def update(
     drift = jnp.where(questions.mask, jnp.abs(old_logps - questions.logps), 0.0)
     metrics = jax.tree.map(lambda x: x[-1], metrics)
     metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / questions.mask.sum()}
-    return trained.replace(auditor=carry[0], opt_state=carry[1], step=trained.step + 1), metrics
+    return replace(trained, auditor=carry[0], opt_state=carry[1], step=trained.step + 1), metrics

@@ -20,7 +20,7 @@ class Rate(NamedTuple):
     """A share with its 95 % Wilson interval; `rate` is None where n is 0."""
 
     n: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method of that name is not used
     rate: float | None
     ci_low: float
     ci_high: float

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class Players(NamedTuple):
 class Source(Protocol):
     """Batches of images with a position that a checkpoint can hold."""
 
-    def __next__(self) -> dict[str, Any]: ...
+    def __next__(self) -> Any: ...
     def get_state(self) -> dict: ...
     def set_state(self, state: dict) -> None: ...
 
@@ -86,7 +86,8 @@ def retokenizer(players: Players, cast: Cast):
     def translate(questions: Questions, role: Role) -> Questions:
         ids, mask = (np.asarray(x) for x in questions)
         shape = ids.shape
-        rows = [row[keep].tolist() for row, keep in zip(ids.reshape(-1, shape[-1]), mask.reshape(-1, shape[-1]), strict=True)]
+        flat = zip(ids.reshape(-1, shape[-1]), mask.reshape(-1, shape[-1]), strict=True)
+        rows = [row[keep].tolist() for row, keep in flat]
         texts = players.auditor.tokenizer.batch_decode(rows, skip_special_tokens=True)
         # Twice the room: another vocabulary may cut the same words finer.
         width = 2 * shape[-1]
@@ -95,7 +96,7 @@ def retokenizer(players: Players, cast: Cast):
         new_mask = np.zeros((len(rows), width), bool)
         for i, row in enumerate(tokens):
             new_ids[i, : len(row)], new_mask[i, : len(row)] = row, True
-        return new_ids.reshape(*shape[:-1], width), new_mask.reshape(*shape[:-1], width)
+        return jnp.asarray(new_ids.reshape(*shape[:-1], width)), jnp.asarray(new_mask.reshape(*shape[:-1], width))
 
     return translate
 
@@ -127,7 +128,7 @@ def initial_state(config: TrainConfig, players: Players, optimizer: optax.Gradie
     return AuditState(trained, Frozen(base, players.target.params, tuple(vlm.params for vlm in players.references)))
 
 
-def open_source(config: TrainConfig, size: int, split: str) -> Source:
+def open_source(config: TrainConfig, size: int, split: Literal["train", "heldout"]) -> Source:
     """Images to train on ("train") or held out from training ("heldout")."""
     if config.images:
         return open_images(config.images, size, config.images_per_step, config.seed, split=split)
@@ -164,8 +165,10 @@ def train(config: TrainConfig) -> Path:
     players = load_players(config)
     settings = step_settings(config)
     state = initial_state(config, players, settings.optimizer)
-    checkpoints = Checkpointer(run, asdict(config), may_differ=("steps", "resume", "overwrite", "checkpoint_every", "out"))
-    source, held_out = (open_source(config, input_size(players), split) for split in ("train", "heldout"))
+    may_differ = ("steps", "resume", "overwrite", "checkpoint_every", "out")
+    checkpoints = Checkpointer(run, asdict(config), may_differ=may_differ)
+    size = input_size(players)
+    source, held_out = open_source(config, size, "train"), open_source(config, size, "heldout")
     first = 0
     if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
         state, first = replace(state, trained=restored.state), restored.step
@@ -174,8 +177,8 @@ def train(config: TrainConfig) -> Path:
     elif checkpoints.latest_step() is not None:
         if not config.overwrite:
             raise UserError(
-                f"{run} already holds a run of {checkpoints.latest_step()} steps; add --resume to go on, --overwrite to "
-                "begin again, or --name to begin another"
+                f"{run} already holds a run of {checkpoints.latest_step()} steps; add --resume to go on, "
+                "--overwrite to begin again, or --name to begin another"
             )
         checkpoints.clear()
     cast = cast_of(players, config.instruction)

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from auditdm_jax.scenes.dataset import question_stream, test_set
+from auditdm_jax.scenes.dataset import balanced_set, question_stream
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.questions import DISTRIBUTIONS
 
@@ -33,7 +33,7 @@ def rate(distribution: str, per_image: int) -> float:
 
 def judge_rate() -> float:
     """Questions a second that the oracle parses and answers."""
-    examples = test_set(400)
+    examples = balanced_set(400)
     judged, start = 0, time.process_time()
     while (spent := time.process_time() - start) < SECONDS:
         for scene, question in zip(examples.scenes, examples.questions, strict=True):

@@ -7,9 +7,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Several tests compile the same programs.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "xla"))
+_CACHE = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "xla")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
 
-from hypothesis import settings
+from hypothesis import settings  # noqa: E402
 
 # Compilation inside an example makes its first run slow, not wrong; the same examples on every machine.
 settings.register_profile("repository", deadline=None, derandomize=True)

@@ -178,9 +178,7 @@ def test_full_disk_leaves_earlier_checkpoints_and_no_draft(tmp_path, monkeypatch
     checkpoints = saved(tmp_path, 1)
     real = checkpoints._manager.save
     for error in (
-        ValueError(
-            "RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device [os_error_code='28']"
-        ),
+        ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device [os_error_code='28']"),
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     ):
 

@@ -83,18 +83,18 @@ def test_no_scene_is_shared_between_seeds_or_with_the_test_set():
 
     groups = [stream_scenes(seed, 3) for seed in (1, 2, 7)]
     groups += [audited(split, seed) for split in SPLITS for seed in (0, 1)]
-    groups += [{picture.tobytes() for picture in dataset.test_set(30, seed).images} for seed in (0, 1)]
+    groups += [{picture.tobytes() for picture in dataset.balanced_set(30, seed).images} for seed in (0, 1)]
     assert all(len(group) == 30 for group in groups)
     assert not any(a & b for a, b in combinations(groups, 2))
 
 
 def test_a_test_set_is_a_function_of_its_arguments():
-    first, again = dataset.test_set(20, seed=5), dataset.test_set(20, seed=5)
+    first, again = dataset.balanced_set(20, seed=5), dataset.balanced_set(20, seed=5)
     assert np.array_equal(first.images, again.images)
     assert (first.scenes, first.questions) == (again.scenes, again.questions)
-    assert dataset.test_set(20, seed=5, split="validation").questions != first.questions
+    assert dataset.balanced_set(20, seed=5, split="validation").questions != first.questions
     # A larger set begins with the smaller one: a quick look and the full figure agree on what they share.
-    assert dataset.test_set(40, seed=5).questions[:20] == first.questions
+    assert dataset.balanced_set(40, seed=5).questions[:20] == first.questions
 
 
 def test_consecutive_seeds_make_consecutive_scenes():

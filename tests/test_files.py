@@ -163,9 +163,7 @@ def test_rewind_drops_what_will_be_written_again(tmp_path):
 def test_datasets_opens_the_images_of_a_parquet_file(tmp_path):
     datasets = pytest.importorskip("datasets")
     pixels = np.full((4, 4, 3), 7, np.uint8)
-    image = pa.array(
-        [{"bytes": png(pixels), "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    )
+    image = pa.array([{"bytes": png(pixels), "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     table = pa.table({"image": image, "question": ["what?"], "answers": [["a", "b"]]})
     write_parquet(tmp_path / "d.parquet", table, images=["image"])
     loaded = datasets.load_dataset(

@@ -7,8 +7,8 @@ from tiny_zoo import tiny
 from auditdm_jax.errors import UserError
 from auditdm_jax.finetune import Encoder, batch_loss, fit, init_state, make_optimizer
 from auditdm_jax.models import lora
-from auditdm_jax.models.vlm import hidden_states, unembed
 from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
+from auditdm_jax.models.vlm import hidden_states, unembed
 from auditdm_jax.prompts import template_for
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)

@@ -146,9 +146,7 @@ def test_rows_without_bytes_are_bad_and_their_paths_not_followed(tmp_path):
 def test_folder_of_parquet_files_and_images(tmp_path):
     touch(tmp_path / "data", "a.png")
     for part in range(2):
-        pq.write_table(
-            pa.table({"image": [png(part), png(part)]}), tmp_path / "data" / f"part-{part}.parquet"
-        )
+        pq.write_table(pa.table({"image": [png(part), png(part)]}), tmp_path / "data" / f"part-{part}.parquet")
     assert ids(tmp_path / "data") == [
         "data/a.png",
         "data/part-0.parquet#0",

@@ -27,9 +27,7 @@ def processed(vlm, questions) -> list[np.ndarray]:
         image = np.zeros((8, 8, 3), np.uint8)
         # Gemma 3's chat template writes its begin token itself.
         begin = {} if vlm.config.family == "paligemma" else {"add_special_tokens": False}
-        rows.append(
-            vlm.processor(images=[[image]], text=[text], return_tensors="np", **begin)["input_ids"][0]
-        )
+        rows.append(vlm.processor(images=[[image]], text=[text], return_tensors="np", **begin)["input_ids"][0])
     return rows
 
 
@@ -52,9 +50,7 @@ def test_filled_template_gives_the_processors_tokens(vlm, before, after):
     for i, theirs in enumerate(processed(vlm, [f"{before}{q}{after}" for q in QUESTIONS])):
         np.testing.assert_array_equal(prompt.input_ids[i, : len(theirs)], theirs)
         assert (prompt.input_ids[i, len(theirs) :] == vlm.config.pad_token_id).all()
-        np.testing.assert_array_equal(
-            prompt.attention_mask[i], np.arange(prompt.input_ids.shape[1]) < len(theirs)
-        )
+        np.testing.assert_array_equal(prompt.attention_mask[i], np.arange(prompt.input_ids.shape[1]) < len(theirs))
 
 
 @settings(max_examples=25)  # each new length is compiled

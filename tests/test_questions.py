@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from auditdm_jax.scenes.dataset import test_set as make_test_set
+from auditdm_jax.scenes.dataset import balanced_set as make_test_set
 from auditdm_jax.scenes.language import ALWAYS_ANSWERABLE, NATURAL_WEIGHTS, SKILLS, UNCLEAR
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.questions import DISTRIBUTIONS, Asker, Question

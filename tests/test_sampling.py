@@ -12,9 +12,9 @@ from auditdm_jax import sampling
 from auditdm_jax.models.vlm import encode_images, hidden_states, unembed
 from auditdm_jax.sampling import Prompt, completion_logps, sample, token_logps
 
+T = 7
 # A window shorter than prompt and completion, so that cached and uncached decoding must agree on it.
 LOCAL = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-T = 7
 
 
 @pytest.fixture(scope="module", params=["paligemma", "gemma3"])
@@ -35,29 +35,41 @@ def draw(case, key=0, *, config=None, prompt=None, params=None, **settings):
     return sample(*args, **settings)
 
 
-def uncached_logps(case, params, ids, temperature):
+def uncached_logps(case, params, ids, temperature, config=None):
     """The definition: every prompt and its completion as one sequence, nothing shared, nothing cached."""
     vlm, prompt, features = case
-    rows = ids.shape[1]
+    rows, config = ids.shape[1], config or vlm.config
     starts = [np.asarray(prompt.input_ids)[b][np.asarray(prompt.attention_mask)[b]] for b in range(2)]
-    wholes = [np.concatenate([starts[b], row]) for b in range(len(starts)) for row in np.asarray(ids[b])]
+    wholes = [np.concatenate([starts[b], row]) for b in range(2) for row in np.asarray(ids)[b]]
     width = max(map(len, wholes))
     padded = jnp.asarray([np.pad(whole, (0, width - len(whole))) for whole in wholes])
     lengths = np.repeat([len(start) for start in starts], rows)[:, None]
     mask, types = jnp.arange(width) < lengths + T, jnp.arange(width) >= lengths
     repeated = jnp.repeat(features, rows, axis=0)
-    x = hidden_states(params, vlm.config, padded, repeated, mask, types.astype(int))
+    x = hidden_states(params, config, padded, repeated, mask, types.astype(int))
     x = jnp.take_along_axis(x, (lengths - 1 + np.arange(T))[..., None], axis=1)
-    logits = unembed(params, vlm.config, x).at[..., list(vlm.config.forbidden_token_ids)].set(-1e9)
+    logits = unembed(params, config, x).at[..., list(config.forbidden_token_ids)].set(-1e9)
     logps = jax.nn.log_softmax(logits / temperature).reshape(*ids.shape, -1)
     return jnp.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
 
 
-def test_logps_equal_teacher_forcing(case):
+@pytest.mark.parametrize("beyond_prompt", [None, 2])
+def test_logps_equal_teacher_forcing(case, beyond_prompt):
+    """With a short window, and with one that leaves the prompt's start behind only during the completion."""
     vlm, prompt, features = case
-    done = draw(case)
-    forced = completion_logps(vlm.params, vlm.config, prompt, features, done.ids, done.mask, temperature=0.7)
-    plain = jnp.where(done.mask, uncached_logps(case, vlm.params, done.ids, 0.7), 0.0)
+    config = vlm.config
+    if beyond_prompt:
+        window = prompt.input_ids.shape[1] + beyond_prompt
+        config = dataclasses.replace(config, text=dataclasses.replace(config.text, sliding_window=window))
+    done = draw(case, config=config)
+
+    @jax.jit
+    def both(params):
+        args = (params, config, prompt, features, done.ids, done.mask)
+        plain = uncached_logps(case, params, done.ids, 0.7, config)
+        return completion_logps(*args, temperature=0.7), jnp.where(done.mask, plain, 0.0)
+
+    forced, plain = both(vlm.params)
     np.testing.assert_allclose(done.logps, forced, atol=1e-5)
     np.testing.assert_allclose(forced, plain, atol=1e-5)
 
@@ -119,7 +131,7 @@ def test_ends(case):
 
 
 def test_the_loop_stops_when_all_rows_have_ended(case):
-    """A million steps would not come back."""
+    """Twenty thousand steps would take minutes."""
     vlm, _, _ = case
     everything = dataclasses.replace(vlm.config, eos_token_ids=tuple(range(tiny_vlm.VOCABULARY)))
     done = draw(case, config=everything, max_new_tokens=20_000, num_generations=1)

@@ -64,7 +64,9 @@ def test_frozen_parameters_pass_through_uncopied(config, parts):
     outcomes = [name for name in metrics if name.startswith("outcome/") and name != "outcome/valid"]
     assert sum(float(metrics[name]) for name in outcomes) == pytest.approx(1)  # each question has exactly one
     assert float(metrics["sampling/drift_max"]) < 1e-4
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), trained, jax.tree.map(np.asarray, state.trained.auditor))
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), trained, jax.tree.map(np.asarray, state.trained.auditor)
+    )
     assert all(np.isfinite(x) for x in jax.tree.leaves(moved))
 
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from auditdm_jax.models import convert, gemma, hf_config
+from auditdm_jax.models import convert, gemma
+from auditdm_jax.models.hf_config import config_from_hf, load_configs
 from auditdm_jax.models.vlm import (
     VLM,
     encode_images,
@@ -154,7 +155,7 @@ def test_old_spellings_of_the_configuration(tmp_path):
     text |= {"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
     text |= {"rope_local_base_freq": 1e2, "sliding_window_pattern": 2}
     (tmp_path / "config.json").write_text(json.dumps(old))
-    assert hf_config.read(hf_config.load_configs(tmp_path)[0]) == hf_config.read(new)
+    assert config_from_hf(load_configs(tmp_path)[0]) == config_from_hf(new)
 
 
 SPELLINGS = {
@@ -249,7 +250,7 @@ def test_a_deep_model_is_traced_as_fast_as_a_shallow_one():
             text={"num_hidden_layers": depth, "layer_types": None},
             vision={"num_hidden_layers": depth},
         )
-        ours = hf_config.read(config)
+        ours = config_from_hf(config)
         shapes = jax.eval_shape(partial(init_params, config=ours), jax.random.key(0))
         batch = tiny_vlm.inputs(config)
 

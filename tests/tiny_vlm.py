@@ -67,9 +67,7 @@ def hf_model(config, seed: int = 1):
     """The transformers model, every parameter random (norms and biases too), so that none is forgotten."""
     torch.manual_seed(seed)
     paligemma = config.model_type == "paligemma"
-    model = (PaliGemmaForConditionalGeneration if paligemma else Gemma3ForConditionalGeneration)(
-        config
-    ).eval()
+    model = (PaliGemmaForConditionalGeneration if paligemma else Gemma3ForConditionalGeneration)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
@@ -80,9 +78,7 @@ def hf_model(config, seed: int = 1):
     return model
 
 
-def inputs(
-    config, lengths=(9, 5), side: str = "right", suffix: int = 0, seed: int = 0
-) -> dict[str, np.ndarray]:
+def inputs(config, lengths=(9, 5), side: str = "right", suffix: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
     """What a processor returns for an image and `lengths` text tokens a row, the last `suffix` causal."""
     rng = np.random.default_rng(seed)
     vision = config.vision_config
@@ -149,9 +145,7 @@ def processor(config):
         images.image_seq_length = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         return PaliGemmaProcessor(images, tokenizer)
     images = Gemma3ImageProcessorPil(size=size, image_mean=half, image_std=half)
-    return Gemma3Processor(
-        images, tokenizer, chat_template=CHAT_TEMPLATE, image_seq_length=config.mm_tokens_per_image
-    )
+    return Gemma3Processor(images, tokenizer, chat_template=CHAT_TEMPLATE, image_seq_length=config.mm_tokens_per_image)
 
 
 def save(model, directory) -> None:

@@ -171,16 +171,12 @@ def _weight_files(directory: Path) -> dict[str, tuple[Any, str]]:
     else:
         paths = sorted(directory.glob("*.safetensors"))
     if not paths:
-        found = (
-            "only pickled weights" if [*directory.glob("*.bin"), *directory.glob("*.pt*")] else "no weights"
-        )
+        found = "only pickled weights" if [*directory.glob("*.bin"), *directory.glob("*.pt*")] else "no weights"
         raise UserError(f"{directory} has {found}; save the model as safetensors (pickles are never read)")
     files: dict[str, tuple[Any, str]] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(
-                f"{directory} lacks the shard {path.name} named in {INDEX}; copy the checkpoint again"
-            )
+            raise UserError(f"{directory} lacks the shard {path.name} named in {INDEX}; copy the checkpoint again")
         try:
             opened = safe_open(path, framework="np")
         except (SafetensorError, OSError) as error:
@@ -189,13 +185,9 @@ def _weight_files(directory: Path) -> dict[str, tuple[Any, str]]:
     return files
 
 
-def _read(
-    directory: Path, files: dict[str, tuple[Any, str]], name: str, shape: tuple[int, ...]
-) -> np.ndarray:
+def _read(directory: Path, files: dict[str, tuple[Any, str]], name: str, shape: tuple[int, ...]) -> np.ndarray:
     if short_name(name) not in files:
-        raise UserError(
-            f"{directory} has no tensor {name}; is it a complete checkpoint of this architecture?"
-        )
+        raise UserError(f"{directory} has no tensor {name}; is it a complete checkpoint of this architecture?")
     opened, stored_name = files[short_name(name)]
     array = opened.get_tensor(stored_name)
     if array.shape != shape:
@@ -211,12 +203,8 @@ def _check_head(directory: Path, files: dict[str, tuple[Any, str]], embedding: A
     if "lm_head.weight" in files:
         opened, name = files["lm_head.weight"]
         head = opened.get_tensor(name)
-        if head.shape != embedding.shape or not np.array_equal(
-            head.astype(embedding.dtype), np.asarray(embedding)
-        ):
-            raise UserError(
-                f"{directory} has an output head of its own ({name}); only tied heads are supported"
-            )
+        if head.shape != embedding.shape or not np.array_equal(head.astype(embedding.dtype), np.asarray(embedding)):
+            raise UserError(f"{directory} has an output head of its own ({name}); only tied heads are supported")
 
 
 def save_params(directory: Path, family: str, params: Params) -> None:

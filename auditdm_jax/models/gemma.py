@@ -115,9 +115,7 @@ def embed(params: Params, input_ids: Int[Array, "*batch T"]) -> Float[Array, "*b
     return table[input_ids] * jnp.asarray(table.shape[-1] ** 0.5, table.dtype)
 
 
-def unembed(
-    params: Params, config: GemmaConfig, hidden: Float[Array, "*batch D"]
-) -> Float32[Array, "*batch V"]:
+def unembed(params: Params, config: GemmaConfig, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
     """Logits of the tied head in float32, after the final soft cap."""
     flat = hidden.reshape(-1, hidden.shape[-1])  # for the sake of the gradient, as in `dense`
     logits = jnp.einsum("nd,vd->nv", flat, params["embedding"], preferred_element_type=jnp.float32)
@@ -170,9 +168,7 @@ def decode(
     return rms_norm(params["norm"], x, config.norm_eps), pairs
 
 
-def _attend(
-    config: GemmaConfig, q: Array, blocks: list[tuple[Array, Array, Array]]
-) -> Float[Array, "B G T NH"]:
+def _attend(config: GemmaConfig, q: Array, blocks: list[tuple[Array, Array, Array]]) -> Float[Array, "B G T NH"]:
     """Grouped-query attention of q `[B, G, T, N, H]` over all blocks at once; softmax in float32."""
     batch, rows, length = q.shape[:3]
     kv_heads, size = config.num_kv_heads, config.head_dim

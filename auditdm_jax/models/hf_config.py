@@ -15,7 +15,7 @@ from auditdm_jax.models.siglip import SiglipConfig
 TEXT_MODELS = {"paligemma": "gemma2", "gemma3": "gemma3_text"}
 
 
-def read(config: Any, processor: Any = None, generation: Any = None) -> VLMConfig:
+def config_from_hf(config: Any, processor: Any = None, generation: Any = None) -> VLMConfig:
     """Our configuration of a PaliGemma 2 or Gemma 3 model.
 
     config: a transformers `PaliGemmaConfig` or `Gemma3Config`. processor, generation: its processor and
@@ -24,14 +24,11 @@ def read(config: Any, processor: Any = None, generation: Any = None) -> VLMConfi
     """
     family = getattr(config, "model_type", None)
     if family not in TEXT_MODELS:
-        raise UserError(
-            f"model_type {family!r} is not supported; use a PaliGemma 2 or Gemma 3 vision-language model"
-        )
+        raise UserError(f"model_type {family!r} is not supported; use a PaliGemma 2 or Gemma 3 vision-language model")
     text, vision = config.text_config, config.vision_config
     if text.model_type != TEXT_MODELS[family]:
         raise UserError(
-            f"a {family} model with {text.model_type!r} text is not supported; "
-            f"use one with {TEXT_MODELS[family]!r}"
+            f"a {family} model with {text.model_type!r} text is not supported; use one with {TEXT_MODELS[family]!r}"
         )
     _check_supported(text, vision)
     tokenizer = getattr(processor, "tokenizer", None)
@@ -68,9 +65,7 @@ def _text(family: str, text: Any) -> GemmaConfig:
     # Gemma 3 keeps one set of parameters per kind of layer, Gemma 2 a single flat one.
     kinds = [rope.get(kind, rope) for kind in ("full_attention", "sliding_attention")]
     if any(kind["rope_type"] not in ("default", "linear") for kind in kinds):
-        raise UserError(
-            f"RoPE of type {[kind['rope_type'] for kind in kinds]} is not supported; use default or linear"
-        )
+        raise UserError(f"RoPE of type {[kind['rope_type'] for kind in kinds]} is not supported; use default or linear")
     gemma2 = family == "paligemma"
     return GemmaConfig(
         vocab_size=text.vocab_size,
@@ -107,16 +102,12 @@ def _check_supported(text: Any, vision: Any) -> None:
     ]
     for supported, what in wanted:
         if not supported:
-            raise UserError(
-                f"config.json asks for {what}, which is not supported; use a published checkpoint's values"
-            )
+            raise UserError(f"config.json asks for {what}, which is not supported; use a published checkpoint's values")
 
 
 def _end_tokens(family: str, text: Any, tokenizer: Any, generation: Any) -> tuple[int, ...]:
     """Tokens that end a completion, the one that closes an answer last."""
-    ids = _first(
-        getattr(generation, "eos_token_id", None), text.eos_token_id, getattr(tokenizer, "eos_token_id", 1)
-    )
+    ids = _first(getattr(generation, "eos_token_id", None), text.eos_token_id, getattr(tokenizer, "eos_token_id", 1))
     ids = list(ids) if isinstance(ids, (list, tuple)) else [ids]
     if family == "gemma3" and tokenizer is not None:
         turn = tokenizer.get_vocab().get("<end_of_turn>")
@@ -140,9 +131,7 @@ def directory_of(path_or_hub_id: str | Path) -> Path:
         return path
     name = str(path_or_hub_id)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(
-            f"no checkpoint directory {name}; give an existing directory or a hub id such as owner/name"
-        )
+        raise UserError(f"no checkpoint directory {name}; give an existing directory or a hub id such as owner/name")
     from huggingface_hub import snapshot_download
 
     try:
@@ -150,9 +139,7 @@ def directory_of(path_or_hub_id: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client has many error types, and each message is long
         reason = one_line(error, 160) or type(error).__name__
-        raise UserError(
-            f"cannot fetch {name} ({reason}); check the name, the network and your access"
-        ) from None
+        raise UserError(f"cannot fetch {name} ({reason}); check the name, the network and your access") from None
 
 
 def load_configs(directory: Path) -> tuple[Any, Any]:
@@ -179,8 +166,7 @@ def load_processor(directory: Path) -> Any:
         return AutoProcessor.from_pretrained(directory, backend="pil")
     except Exception as error:  # as above
         raise UserError(
-            f"{directory} has no usable processor ({one_line(error, 160)}); "
-            "copy its tokenizer and JSON files too"
+            f"{directory} has no usable processor ({one_line(error, 160)}); copy its tokenizer and JSON files too"
         ) from None
 
 

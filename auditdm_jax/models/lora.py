@@ -26,9 +26,7 @@ def init(
     """
     unknown = set(targets) - set(TARGETS)
     if unknown or not targets:
-        raise UserError(
-            f"no LoRA target {', '.join(sorted(unknown)) or 'given'}; choose from {', '.join(TARGETS)}"
-        )
+        raise UserError(f"no LoRA target {', '.join(sorted(unknown)) or 'given'}; choose from {', '.join(TARGETS)}")
     if rank < 1:
         raise UserError(f"LoRA rank {rank} is too small; choose 1 or more")
     scale = 1.0 if alpha is None else alpha / rank
@@ -54,7 +52,5 @@ def merge(params: Params, adapters: Params) -> Params:
     for target, adapter in adapters.items():
         kernel = layers[target]["kernel"]
         update = jnp.einsum("lir,lro->lio", adapter["lora_a"], adapter["lora_b"], precision="highest")
-        layers[target] = layers[target] | {
-            "kernel": (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
-        }
+        layers[target] = layers[target] | {"kernel": (kernel.astype(jnp.float32) + update).astype(kernel.dtype)}
     return params | {"text": params["text"] | {"layers": layers}}

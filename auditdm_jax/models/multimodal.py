@@ -81,11 +81,7 @@ def encode_images(
         side = round(config.num_image_tokens**0.5)
         pool = config.vision.grid // side
         if pool > 1:
-            x = (
-                x.reshape(-1, side, pool, side, pool, x.shape[-1])
-                .mean(axis=(2, 4), dtype=jnp.float32)
-                .astype(x.dtype)
-            )
+            x = x.reshape(-1, side, pool, side, pool, x.shape[-1]).mean(axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
             x = x.reshape(-1, side * side, x.shape[-1])
         x = rms_norm(params["projector"]["norm"], x, config.vision.norm_eps)
     return dense(params["projector"], x)
@@ -169,8 +165,6 @@ def hidden_states(
     return x[:, 0]
 
 
-def unembed(
-    params: Params, config: VLMConfig, hidden: Float[Array, "*batch D"]
-) -> Float32[Array, "*batch V"]:
+def unembed(params: Params, config: VLMConfig, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
     """Logits: tied head and final soft cap, in float32."""
     return gemma.unembed(params["text"], config.text, hidden)

@@ -1,8 +1,8 @@
-"""[host] `VLM`: a model with its processor, for loading, asking and saving. The mathematics is in
-`multimodal.py`.
+"""[host] `VLM`: a model with its processor, for loading, asking and saving; its mathematics is `multimodal.py`.
 
-vlm = VLM.load("google/paligemma2-3b-mix-224", dtype=jnp.bfloat16)
-vlm.answer(["cat.jpg"], ["what animal is this?"])
+Example:
+    vlm = VLM.load("google/paligemma2-3b-mix-224", dtype=jnp.bfloat16)
+    vlm.answer(["cat.jpg"], ["what animal is this?"])
 """
 
 import tempfile
@@ -20,7 +20,14 @@ from PIL import Image, ImageOps
 from auditdm_jax import prompts, sampling
 from auditdm_jax.errors import UserError, disk_full, is_disk_full, one_line
 from auditdm_jax.images import FORMATS, MAX_PIXELS, to_rgb
-from auditdm_jax.models import convert, hf_config
+from auditdm_jax.models import convert
+from auditdm_jax.models.hf_config import (
+    config_from_hf,
+    directory_of,
+    load_configs,
+    load_processor,
+    save_configs,
+)
 from auditdm_jax.models.layers import Params
 from auditdm_jax.models.multimodal import (
     VLMConfig,
@@ -61,12 +68,11 @@ class VLM:
         return self.processor.tokenizer
 
     @classmethod
-    def from_config(cls, hf_config_: Any, processor: Any, key: Array, dtype: Any = jnp.float32) -> "VLM":
+    def from_config(cls, hf_config: Any, processor: Any, key: Array, dtype: Any = jnp.float32) -> "VLM":
         """A new model with random weights for a transformers `PaliGemmaConfig` or `Gemma3Config`."""
-        config = hf_config.read(hf_config_, processor)
-        return cls(
-            jax.jit(init_params, static_argnums=(1, 2))(key, config, dtype), config, processor, hf_config_
-        )
+        config = config_from_hf(hf_config, processor)
+        params = jax.jit(init_params, static_argnums=(1, 2))(key, config, dtype)
+        return cls(params, config, processor, hf_config)
 
     @classmethod
     def load(cls, path_or_hub_id: str | Path, dtype: Any = jnp.float32) -> "VLM":
@@ -74,14 +80,14 @@ class VLM:
 
         Raises UserError, in one line, if it is missing, damaged or of another architecture.
         """
-        directory = hf_config.directory_of(path_or_hub_id)
-        published, generation = hf_config.load_configs(directory)
-        hf_config.read(published)  # names an unsupported architecture before its processor fails to load
-        processor = hf_config.load_processor(directory)
-        config = hf_config.read(published, processor, generation)
+        directory = directory_of(path_or_hub_id)
+        hf_config, generation = load_configs(directory)
+        config_from_hf(hf_config)  # names an unsupported architecture before its processor fails to load
+        processor = load_processor(directory)
+        config = config_from_hf(hf_config, processor, generation)
         template = jax.eval_shape(partial(init_params, config=config), jax.random.key(0))
         params = convert.load_params(directory, config.family, template, jnp.dtype(dtype))
-        return cls(params, config, processor, published)
+        return cls(params, config, processor, hf_config)
 
     def save(self, directory: str | Path) -> None:
         """Write a checkpoint directory that transformers, and `load`, read with the same logits.
@@ -95,9 +101,8 @@ class VLM:
             with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
                 new = Path(scratch)
                 convert.save_params(new, self.config.family, self.params)
-                hf_config.save_configs(
-                    new, self.hf_config, self.config, str(jax.tree.leaves(self.params)[0].dtype)
-                )
+                dtype = str(jax.tree.leaves(self.params)[0].dtype)
+                save_configs(new, self.hf_config, self.config, dtype)
                 if self.processor is not None:
                     self.processor.save_pretrained(new)
                 names = {path.name for path in new.iterdir()}
@@ -185,9 +190,7 @@ class VLM:
         texts = [self.tokenizer.decode(ids[mask], skip_special_tokens=True).strip() for ids, mask in pairs]
         return texts[: len(rows)]
 
-    def pixel_values(
-        self, images: Sequence[np.ndarray | Image.Image | str | Path]
-    ) -> Float32[np.ndarray, "B 3 H W"]:
+    def pixel_values(self, images: Sequence[np.ndarray | Image.Image | str | Path]) -> Float32[np.ndarray, "B 3 H W"]:
         """Images as the model takes them, prepared by the Hugging Face processor (no pan-and-scan crops)."""
         settings = {"do_pan_and_scan": False} if self.config.family == "gemma3" else {}
         opened = [_as_pil(image) for image in images]
@@ -208,9 +211,7 @@ def _as_pil(image: np.ndarray | Image.Image | str | Path) -> Image.Image:
                 raise UserError(f"{image} has more than {MAX_PIXELS} pixels; make it smaller")
             return to_rgb(ImageOps.exif_transpose(opened))
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(
-            f"{image} cannot be read as an image ({one_line(error, 120)}); give another file"
-        ) from None
+        raise UserError(f"{image} cannot be read as an image ({one_line(error, 120)}); give another file") from None
 
 
 @partial(jax.jit, static_argnums=1)
@@ -221,6 +222,4 @@ def _encode(params, config, pixel_values):
 @partial(jax.jit, static_argnums=1)
 def _logits(params, config, input_ids, pixel_values, attention_mask, token_type_ids):
     features = encode_images(params, config, pixel_values)
-    return unembed(
-        params, config, hidden_states(params, config, input_ids, features, attention_mask, token_type_ids)
-    )
+    return unembed(params, config, hidden_states(params, config, input_ids, features, attention_mask, token_type_ids))

@@ -25,13 +25,14 @@ def scenes_of(split: str, first_seed: int, count: int) -> tuple[list[Scene], np.
     return scenes, np.stack([render(scene) for scene in scenes])
 
 
-def test_set(count: int, seed: int = 0, split: str = "test", unanswerable: bool = False) -> Examples:
+def balanced_set(count: int, seed: int = 0, split: str = "test", unanswerable: bool = False) -> Examples:
     """`count` questions in equal numbers over the skills, each of a scene of its own.
 
     unanswerable: only questions without an answer in their scene, of the skills that know such.
     """
     skills = [skill for skill in SKILLS if not (unanswerable and skill in ALWAYS_ANSWERABLE)]
-    scenes, questions = [], []
+    scenes: list[Scene] = []
+    questions: list[Question] = []
     scene_seed = seed * 1_000_000
     while len(questions) < count:
         scene = sample_scene(split, scene_seed)

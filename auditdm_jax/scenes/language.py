@@ -21,7 +21,10 @@ FORMS: dict[str, tuple[str, ...]] = {
     "color": ("what color is the {ref}?", "which color does the {ref} have?"),
     "shape": ("what shape is the {ref}?", "which shape does the {ref} have?"),
     "counting": ("how many {group} are there?", "what number of {group} is there?"),
-    "size_comparison": ("is the {ref} {comparison} than the {ref2}?", "does the {ref} look {comparison} than the {ref2}?"),
+    "size_comparison": (
+        "is the {ref} {comparison} than the {ref2}?",
+        "does the {ref} look {comparison} than the {ref2}?",
+    ),
     "spatial_relationship": ("is the {ref} {relation} the {ref2}?", "does the {ref} lie {relation} the {ref2}?"),
     "object_relationship": ("what {attribute} is inside the frame?", "which {attribute} does the frame contain?"),
     "small_object": ("what color is the tiny dot?", "which color does the tiny dot have?"),
@@ -44,13 +47,29 @@ ALWAYS_ANSWERABLE = ("counting", "hallucination", "comparing_counts", "weather")
 
 # How often each skill is asked about in the natural distribution: a few common ones and a long tail.
 NATURAL_WEIGHTS = {
-    "color": 20.0, "shape": 17.0, "hallucination": 14.0, "counting": 13.0, "localization": 9.0, "spatial_relationship": 8.0,
-    "size_comparison": 5.0, "material": 3.5, "weather": 3.0, "comparing_counts": 2.0, "negation": 1.5,
-    "object_relationship": 1.0, "action": 0.4, "emotion": 0.4, "clock": 0.4, "sign": 0.4, "small_text": 0.4,
-    "world_knowledge": 0.4, "distraction": 0.4, "small_object": 0.4,
-}  # fmt: skip
+    "color": 20.0,
+    "shape": 17.0,
+    "hallucination": 14.0,
+    "counting": 13.0,
+    "localization": 9.0,
+    "spatial_relationship": 8.0,
+    "size_comparison": 5.0,
+    "material": 3.5,
+    "weather": 3.0,
+    "comparing_counts": 2.0,
+    "negation": 1.5,
+    "object_relationship": 1.0,
+    "action": 0.4,
+    "emotion": 0.4,
+    "clock": 0.4,
+    "sign": 0.4,
+    "small_text": 0.4,
+    "world_knowledge": 0.4,
+    "distraction": 0.4,
+    "small_object": 0.4,
+}
 
-NOUNS = SHAPES + ("object",)
+NOUNS = (*SHAPES, "object")
 _PLURALS = {noun: "crosses" if noun == "cross" else noun + "s" for noun in NOUNS}
 _SINGULAR = {plural: noun for noun, plural in _PLURALS.items()}
 
@@ -148,7 +167,9 @@ def _slots(groups: dict[str, str | None]) -> dict[str, str | Ref]:
 
 def fill(lead: str, form: str, slots: dict[str, str | Ref]) -> str:
     """The text of a question: a lead and a form with its slots filled."""
-    words = {name: slot.words(name.startswith("group")) if isinstance(slot, Ref) else slot for name, slot in slots.items()}
+    words = {
+        name: slot.words(name.startswith("group")) if isinstance(slot, Ref) else slot for name, slot in slots.items()
+    }
     if "special" in words:
         words["thing"] = words["special"]
     return f"{lead} {form.format(**words)}".strip()

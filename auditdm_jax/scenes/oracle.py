@@ -1,12 +1,13 @@
 """The oracle: the true answer to any question of the world's language, from the scene graph alone."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from auditdm_jax.scenes.language import Ref, parse
 from auditdm_jax.scenes.world import GRID, SIZES, Scene, Thing, quadrant
 
-Slots = dict[str, str | Ref]
+# A `Ref` where a slot describes shapes, otherwise a word.
+Slots = dict[str, Any]
 _SPECIAL_OF_SKILL = {
     "small_object": "dot",
     "action": "person",
@@ -159,7 +160,7 @@ _ANSWERS: dict[str, Callable[[Scene, Slots], str | None]] = {
 def condition(scene: Scene, skill: str, slots: Slots, truth: str) -> str:
     """The condition under which a skill was asked for: with the skill, a failure type. Never the answer's value."""
     if skill in ("color", "shape", "material", "localization", "negation"):
-        return f"{_unique(scene, slots['ref'])[1].size} object"
+        return f"{find(scene, slots['ref'])[0][1].size} object"
     if skill == "counting":
         return "above four" if int(truth) > 4 else "none" if truth == "0" else "up to four"
     if skill in ("object_relationship", "distraction"):

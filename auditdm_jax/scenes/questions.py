@@ -192,6 +192,7 @@ class Asker:
 
     def _careless_slots(self, skill: str) -> oracle.Slots:
         """Slots drawn without a look at the scene, so that what is asked about may be absent or ambiguous."""
+
         def anything() -> Ref:
             if self._uniform() < 0.5:
                 ref = self._pick(list(self.by_ref))

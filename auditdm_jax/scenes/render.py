@@ -1,6 +1,6 @@
 """Scene graph -> pixels: 64x64 RGB, every thing exactly inside its 16-pixel cell (one vision patch)."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def render(scene: Scene) -> np.ndarray:
     return grid.transpose(0, 2, 1, 3, 4).reshape(SIZE, SIZE, 3)
 
 
-@lru_cache(maxsize=None)  # about 11,000 different cells of 768 bytes exist
+@cache  # about 11,000 different cells of 768 bytes exist
 def _cell(weather: str, thing: Thing | None) -> np.ndarray:
     pixels = np.empty((CELL, CELL, 3), np.uint8)
     pixels[:] = _BACKGROUND[weather]
@@ -77,12 +77,15 @@ def _draw_shape(pixels: np.ndarray, thing: Thing) -> None:
     mask = shape_mask(thing.shape, _RADIUS[thing.size])
     color = np.array(RGB[thing.color])
     pixels[mask] = color
-    second = mask & {
-        "solid": np.zeros_like(mask),
-        "striped": _ROW % 3 == 0,
-        "dotted": (_ROW % 3 == 1) & (_COLUMN % 3 == 1),
-        "checkered": (_ROW // 2 + _COLUMN // 2) % 2 == 0,
-    }[thing.material]
+    second = (
+        mask
+        & {
+            "solid": np.zeros_like(mask),
+            "striped": _ROW % 3 == 0,
+            "dotted": (_ROW % 3 == 1) & (_COLUMN % 3 == 1),
+            "checkered": (_ROW // 2 + _COLUMN // 2) % 2 == 0,
+        }[thing.material]
+    )
     pixels[second] = (color * 0.45).astype(np.uint8)
     if thing.framed:
         border = (np.abs(_X) > 7) | (np.abs(_Y) > 7)
@@ -118,7 +121,7 @@ def shape_mask(shape: str, r: float) -> np.ndarray:
 def _person(pixels: np.ndarray, action: str) -> None:
     drop = 2 if action == "sitting" else -2 if action == "jumping" else 0
     head = np.hypot(_X, _Y + 4.5 - drop) <= 2
-    body = (np.abs(_X) <= 0.5) & (_Y >= -3 + drop) & (_Y <= 2 + drop)
+    body = (np.abs(_X) <= 0.5) & (-3 + drop <= _Y) & (2 + drop >= _Y)
     arm = np.abs(_Y + 1 - drop) <= 0.5
     limbs = {
         "standing": [(arm & (np.abs(_X) <= 3)), (np.abs(np.abs(_X) - 1.5) <= 0.5) & (_Y > 2) & (_Y < 7)],
@@ -127,7 +130,7 @@ def _person(pixels: np.ndarray, action: str) -> None:
         "waving": [(_X > 0) & (np.abs(_X + _Y + 2) <= 0.9), (np.abs(np.abs(_X) - 1.5) <= 0.5) & (_Y > 2) & (_Y < 7)],
         "sitting": [arm & (np.abs(_X) <= 3), (np.abs(_Y - 4.5) <= 0.5) & (_X >= 0) & (_X < 5)],
     }[action]
-    lower = _Y > -4.5 + drop if action != "waving" else _Y > -7
+    lower = -4.5 + drop < _Y if action != "waving" else _Y > -7
     upper_limbs, legs = limbs
     legs = legs & ((_Y > 1) if action in ("jumping", "running") else True) & (_Y < 7)
     pixels[head | body | (upper_limbs & lower & (_Y < 2) & (np.abs(_X) < 5)) | legs] = INK

@@ -78,11 +78,11 @@ MEMBERS = {
     for member in (
         Member("target-s", "paligemma", seed=1, steps=900, vision_layers=2, distribution="natural", description=0.2),
         Member("target-l", "paligemma", seed=2, steps=800, distribution="natural", description=0.2),
-        Member("reference-a", "gemma3", seed=3, steps=1800, unanswerable=0.12, description=0.2),
-        Member("reference-b", "paligemma", seed=4, steps=1800, unanswerable=0.12, description=0.2),
-        Member("reference-c", "gemma3", seed=5, steps=1200, text_layers=4, mlp=160, unanswerable=0.15, description=0.2),
-        Member("verifier", "gemma3", seed=6, steps=1200, width=112, heads=4, unanswerable=0.12, description=0.2),
-        Member("auditor", "gemma3", seed=7, steps=700, vision_layers=2, distribution="natural", asks=True),
+        Member("reference-a", "gemma3", seed=3, steps=4000, unanswerable=0.12, description=0.2),
+        Member("reference-b", "paligemma", seed=4, steps=4000, unanswerable=0.12, description=0.2),
+        Member("reference-c", "gemma3", seed=5, steps=4000, text_layers=4, mlp=160, unanswerable=0.15, description=0.2),
+        Member("verifier", "gemma3", seed=6, steps=4000, width=112, heads=4, unanswerable=0.12, description=0.2),
+        Member("auditor", "gemma3", seed=7, steps=3000, vision_layers=2, distribution="natural", asks=True),
     )
 }
 
@@ -154,9 +154,13 @@ def new_model(member: Member, image_size: int = SIZE) -> VLM:
 def batches(vlm: VLM, member: Member, start: int):
     """Training batches of a member, from number `start` on."""
     if member.asks:
-        encode = Encoder(vlm, instruction_template(vlm, QUESTION_INSTRUCTION), max_question_tokens=0, max_answer_tokens=12)
+        encode = Encoder(
+            vlm, instruction_template(vlm, QUESTION_INSTRUCTION), max_question_tokens=0, max_answer_tokens=12
+        )
     else:
-        encode = Encoder(vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=4 if member.description else 2)
+        encode = Encoder(
+            vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=4 if member.description else 2
+        )
     shares = (member.distribution, member.unanswerable, member.description)
     stream = dataset.question_stream(member.seed, start, member.images, QUESTIONS_AN_IMAGE, *shares)
     for images, questions in stream:
@@ -171,12 +175,12 @@ def examine(vlm: VLM, member: Member, count: int) -> dict:
     """Accuracy by skill on unseen scenes and phrasings; for the auditor the share of its questions that parse."""
     if member.asks:
         return question_quality(vlm, count)
-    test = dataset.test_set(count)
+    test = dataset.balanced_set(count)
     ask = Answerer(vlm)
     answers = ask(test.images, [question.text for question in test.questions])
     result = accuracy(answers, [q.answer for q in test.questions], [q.skill for q in test.questions])
     if member.unanswerable:
-        hopeless = dataset.test_set(count // 4, unanswerable=True)
+        hopeless = dataset.balanced_set(count // 4, unanswerable=True)
         said = ask(hopeless.images, [question.text for question in hopeless.questions])
         result["abstention"] = said.count(UNCLEAR) / len(said)
     return result
@@ -196,7 +200,7 @@ def train_member(member: Member, out: Path, work: Path, log_every: int = 200) ->
     vlm = new_model(member)
     optimizer = make_optimizer("muon", member.learning_rate, member.steps)
     state = init_state(vlm.params, optimizer)
-    checkpoints = Checkpointer(work / member.name, asdict(member), keep=1)
+    checkpoints = Checkpointer(work / member.name, asdict(member), keep=1, may_differ=("steps",))
     restored = checkpoints.restore(state)
     if restored is not None:
         state = restored.state
