@@ -67,10 +67,12 @@ def cast_of(players: Players, instruction: str) -> Cast:
 def share_tokens(players: Players) -> bool:
     """Whether every model reads the auditor's token ids as the auditor writes them.
 
-    Ids without a token, which pad a vocabulary to a round size, may mean something to another model.
+    Special tokens, which are no part of a question, may be spelled otherwise; and ids without a token, which pad a
+    vocabulary to a round size, may mean something to another model.
     """
     auditor = players.auditor
-    written = {i: token for token, i in auditor.tokenizer.get_vocab().items() if i < auditor.config.text.vocab_size}
+    special, size = set(auditor.tokenizer.all_special_ids), auditor.config.text.vocab_size
+    written = {i: token for token, i in auditor.tokenizer.get_vocab().items() if i < size and i not in special}
     return all(
         vlm.config.text.vocab_size > max(written)
         and vlm.tokenizer.convert_ids_to_tokens(list(written)) == list(written.values())

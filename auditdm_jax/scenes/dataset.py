@@ -36,7 +36,7 @@ def balanced_set(count: int, seed: int = 0, split: str = "test", unanswerable: b
     scene_seed = seed * 1_000_000
     while len(questions) < count:
         scene = sample_scene(split, scene_seed)
-        asker = Asker(scene, np.random.default_rng((seed, scene_seed)))
+        asker = Asker(scene, np.random.default_rng((seed, scene_seed, 7)))  # a stream apart from the scene's own
         scene_seed += 1
         question = asker.ask(skills[len(questions) % len(skills)], split, unanswerable)
         if question is not None:
@@ -56,7 +56,7 @@ def question_stream(
 ) -> Iterator[tuple[np.ndarray, list[list[Question]]]]:
     """Training batches from number `start` on: uint8 [images, 64, 64, 3] and as many lists of `per_image` questions.
 
-    Batch i depends on (seed, i) alone, so a resumed run goes on exactly where it stopped. Seeds do not share scenes.
+    Batch i depends on (seed, i) alone, so a resumed run goes on exactly where it stopped..
     """
     batch = start
     while True:

@@ -42,14 +42,19 @@ def vocabulary(extra_text: str = "") -> list[str]:
     return [*SPECIAL_TOKENS, *words, *numbers, *marks, *letters, *(f"##{letter}" for letter in letters)]
 
 
-def build_tokenizer(extra_text: str = "") -> PreTrainedTokenizerFast:
-    """Word pieces over `vocabulary`: whole words for the world's language, letters for anything else."""
-    vocab = {token: index for index, token in enumerate(vocabulary(extra_text))}
+def build_tokenizer(extra_text: str = "", image_token: str = "<image_soft_token>") -> PreTrainedTokenizerFast:
+    """Word pieces over `vocabulary`: whole words for the world's language, letters for anything else.
+
+    image_token: the image's placeholder as the family spells it; its id is the same.
+    """
+    special = [image_token if token == "<image_soft_token>" else token for token in SPECIAL_TOKENS]
+    words = vocabulary(extra_text)[len(special) :]
+    vocab = {token: index for index, token in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="<unk>", max_input_chars_per_word=32))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(cleanup=True)
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -57,7 +62,7 @@ def build_tokenizer(extra_text: str = "") -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         unk_token="<unk>",
         extra_special_tokens={
-            "image_token": "<image_soft_token>",
+            "image_token": image_token,
             "boi_token": "<start_of_image>",
             "eoi_token": "<end_of_image>",
         },

@@ -51,7 +51,7 @@ class Member:
     family: str
     """"paligemma" (SigLIP + Gemma 2) or "gemma3"."""
     seed: int
-    """Seeds the weights and chooses the scenes; no two members share training scenes."""
+    """Seeds the weights and the training scenes; no two members share one."""
     steps: int
     width: int = 96
     """Of the decoder, which is run for every question and kept narrow; the tower is run once for each image."""
@@ -63,7 +63,8 @@ class Member:
     distribution: str = "uniform"
     """Of the training questions over skills: "natural" or "uniform"."""
     unanswerable: float = 0.0
-    """Share of training questions without an answer in their scene, learned as "unclear"."""
+    """Chance of each draw to try for a question without an answer in the scene, learned as "unclear"; about half of
+    the tries find one."""
     description: float = 0.0
     """Share of training questions that ask what stands at a place."""
     asks: bool = False
@@ -77,12 +78,12 @@ MEMBERS = {
     member.name: member
     for member in (
         Member("target-s", "paligemma", seed=1, steps=900, vision_layers=2, distribution="natural", description=0.2),
-        Member("target-l", "paligemma", seed=2, steps=800, distribution="natural", description=0.2),
-        Member("reference-a", "gemma3", seed=3, steps=4000, unanswerable=0.12, description=0.2),
-        Member("reference-b", "paligemma", seed=4, steps=4000, unanswerable=0.12, description=0.2),
-        Member("reference-c", "gemma3", seed=5, steps=4000, text_layers=4, mlp=160, unanswerable=0.15, description=0.2),
-        Member("verifier", "gemma3", seed=6, steps=4000, width=112, heads=4, unanswerable=0.12, description=0.2),
-        Member("auditor", "gemma3", seed=7, steps=3000, vision_layers=2, distribution="natural", asks=True),
+        Member("target-l", "paligemma", seed=2, steps=700, distribution="natural", description=0.2),
+        Member("reference-a", "gemma3", seed=3, steps=1800, unanswerable=0.12, description=0.2),
+        Member("reference-b", "paligemma", seed=4, steps=1800, unanswerable=0.12, description=0.2),
+        Member("reference-c", "gemma3", seed=5, steps=1000, text_layers=4, mlp=160, unanswerable=0.15, description=0.2),
+        Member("verifier", "gemma3", seed=6, steps=1000, width=112, heads=4, unanswerable=0.12, description=0.2),
+        Member("auditor", "gemma3", seed=7, steps=700, vision_layers=2, distribution="natural", asks=True),
     )
 }
 
@@ -90,7 +91,8 @@ MEMBERS = {
 def new_model(member: Member, image_size: int = SIZE) -> VLM:
     """A member with random weights, from a Hugging Face configuration of its family."""
     image_tokens = (image_size // CELL) ** 2
-    tokenizer = build_tokenizer(QUESTION_INSTRUCTION)
+    image_token = "<image>" if member.family == "paligemma" else "<image_soft_token>"
+    tokenizer = build_tokenizer(QUESTION_INSTRUCTION, image_token)
     vision = SiglipVisionConfig(
         hidden_size=member.vision_width,
         intermediate_size=2 * member.vision_width,
@@ -244,7 +246,7 @@ def card(member: Member, result: dict, vlm: VLM) -> str:
         f"It {task} about 64x64 scenes. {count:,} parameters, bfloat16, trained from nothing on the CPU.",
         "",
         f"- Data: {examples:,} training questions, {member.distribution} over skills, scenes of seed {member.seed}"
-        + (f", {member.unanswerable:.0%} without an answer (learned as unclear)." if member.unanswerable else "."),
+        + (f", with unanswerable ones tried for in {member.unanswerable:.0%} of draws." if member.unanswerable else "."),
         f"- Training: {member.steps} steps of {member.images} images x {QUESTIONS_AN_IMAGE} questions, Muon, "
         f"peak rate {member.learning_rate}, seed {member.seed}.",
         f"- Made again by: `python -m auditdm_jax.scenes.zoo --members {member.name} --out zoo`",
