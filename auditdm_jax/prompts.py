@@ -29,6 +29,15 @@ class PromptTemplate:
     prefix_ids: np.ndarray
     suffix_ids: np.ndarray
 
+    # By content: as a static argument of compiled functions, an equal template must not compile them again.
+    def __hash__(self) -> int:
+        return hash((self.prefix_ids.tobytes(), self.suffix_ids.tobytes()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptTemplate) and (
+            np.array_equal(self.prefix_ids, other.prefix_ids) and np.array_equal(self.suffix_ids, other.suffix_ids)
+        )
+
 
 def answer_text(family: str, processor: Any, question: str) -> str:
     """The text to give to the family's processor with one image.

@@ -68,9 +68,10 @@ def _prefill(
     positions = multimodal.positions_of(config, mask)
     masks = multimodal.input_masks(config, prompt.input_ids, mask, positions)
     x = multimodal.embed(params, config, prompt.input_ids, image_features)[:, None]
-    x, pairs = gemma.decode(params["text"], config.text, x, positions[:, None], masks, return_keys=True, remat=remat)
     last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-    hidden = jnp.take_along_axis(x, last[:, None, None, None], axis=2)
+    hidden, pairs = gemma.decode(
+        params["text"], config.text, x, positions[:, None], masks, only=last, return_keys=True, remat=remat
+    )
     keys, values = (pair[:, :, :, 0] for pair in pairs)
     return _Prefill(hidden, keys, values, mask, positions)
 

@@ -59,7 +59,7 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
     if trained and summary["verified_gain"] is not None:
         yield f"verified success is {summary['verified_gain']:.1f} times that of the prompt-only auditor"
     yield ""
-    yield f"{summary['images']} questions: " + ", ".join(
+    yield f"{summary['images']} questions, {summary['answerable']} of them with an answer: " + ", ".join(
         f"{n} {name.replace('_', ' ')}" for name, n in summary["outcomes"].items() if n
     )
     yield f"{summary['skills_found']} skills with {ENOUGH} or more verified failures"
@@ -67,9 +67,9 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
     types = [FailureType(**kind) for kind in summary["failure_types"]]
     listed = [kind for kind in types if kind.n >= ENOUGH] or types
     shown = sorted(listed, key=lambda kind: -kind.rate)[:top]
-    few = f" of {ENOUGH} questions or more" if len(listed) < len(types) else ""
-    yield f"failure types by rate ({len(shown)} of {len(types)}{few}):"
-    yield "  verified failures / questions that have an answer"
+    rare = f"; those of fewer than {ENOUGH} questions are in summary.json" if len(listed) < len(types) else ""
+    yield f"failure types by rate, {len(shown)} of {len(types)}{rare}"
+    yield "verified failures / questions with an answer:"
     for kind in shown:
         rate = Rate(kind.n, kind.failures, kind.rate, kind.ci_low, kind.ci_high)
         yield f"  {one_line(kind.name, 44):<44} {kind.failures:>5} / {kind.n:<5} {_interval(rate)}"

@@ -13,24 +13,25 @@ from PIL import Image
 from auditdm_jax import audit as module
 from auditdm_jax import discoveries
 from auditdm_jax.audit import Panel, audit, main, open_unseen
-from auditdm_jax.config import AuditConfig, TrainConfig
+from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.data import is_held_out
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.scenes import zoo_paths
-from auditdm_jax.scenes.dataset import SceneSource, scenes_of
+from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.zoo_paths import load_model, zoo_names
 
 WEATHER, COUNT, NONSENSE = "what is the weather?", "how many objects are there?", "zebra zebra"
-FIRST = 1000 * 100_000_000  # the seed of the first scene that an audit of seed 0 shows
+UNSEEN = open_unseen((), (), 64, 1, seed=0)  # the scenes that an audit of seed 0 shows
+FIRST = UNSEEN.first
 
 
 class Oracle:
     """Answers from the scene graphs, except that the answers to the questions in `errors` are replaced."""
 
     def __init__(self, size: int, **errors: str):
-        scenes, images = scenes_of("test", FIRST, size)
+        scenes, images = scenes_of(UNSEEN.split, FIRST, size)
         self.scenes = {zlib.crc32(image): scene for image, scene in zip(images, scenes, strict=True)}
         self.errors = {"weather": WEATHER, "count": COUNT}
         self.errors = {self.errors[name]: answer for name, answer in errors.items()}
@@ -61,12 +62,12 @@ def panel(count: int) -> Panel:
 
 
 def test_audit_finds_what_the_answerers_get_wrong():
-    found = audit(panel(12), SceneSource("test", 0, 4), 10, 6, agreement=1.0, seed=0)
+    found = audit(panel(12), open_unseen((), (), 64, 4, seed=0), 10, 6, agreement=1.0, seed=0)
     assert Counter(row.outcome for row in found.rows) == {"claimed": 8, "unparsable": 2}
     assert [row.question for row in found.rows if row.verified] == [WEATHER] * 5
     assert [row.outcome for row in found.prompt_only] == ["claimed", "unparsable"] * 3
     assert not any(row.verified for row in found.prompt_only)
-    assert [row.image_id for row in found.rows] == [f"test-{FIRST + i}" for i in range(10)]
+    assert [row.image_id for row in found.rows] == [f"{UNSEEN.split}-{FIRST + i}" for i in range(10)]
     assert set(found.pngs) == {row.image_id for row in found.rows if row.consensus}
 
 
@@ -79,14 +80,14 @@ def test_both_auditors_draw_with_the_same_key_and_batches_with_others():
         )
 
     recorded = panel(8)._replace(auditor=recording("trained"), prompt_only=recording("before"))
-    audit(recorded, SceneSource("test", 0, 4), 8, 8, agreement=1.0, seed=0)
+    audit(recorded, open_unseen((), (), 64, 4, seed=0), 8, 8, agreement=1.0, seed=0)
     assert keys["trained"] == keys["before"]
     assert keys["trained"][0] != keys["trained"][1]
 
 
 def test_without_a_trained_auditor_the_two_are_one():
     alone = panel(4)._replace(prompt_only=None)
-    found = audit(alone, SceneSource("test", 0, 4), 4, 2, agreement=1.0, seed=0)
+    found = audit(alone, open_unseen((), (), 64, 4, seed=0), 4, 2, agreement=1.0, seed=0)
     assert found.prompt_only == found.rows
 
 
@@ -119,9 +120,9 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
 
     found = discoveries.read(summary["files"]["discoveries"], 64)
     assert (len(found.rows), sum(row.verified for row in found.rows)) == (30, 20)
-    scenes, images = scenes_of("test", FIRST, 40)
+    scenes, images = scenes_of(UNSEEN.split, FIRST, 40)
     for image, row in zip(found.images, found.rows, strict=True):
-        place = int(row.image_id.removeprefix("test-")) - FIRST
+        place = int(row.image_id.removeprefix(f"{UNSEEN.split}-")) - FIRST
         np.testing.assert_array_equal(image, images[place])
         assert row.oracle_answer == judge(row.question, scenes[place]).answer
     with pytest.raises(UserError, match="it is empty"):  # every question with a consensus was claimed
@@ -231,7 +232,8 @@ def test_names_of_models(checkpoints, monkeypatch):
 @pytest.fixture
 def zoo():
     """The shipped checkpoints."""
-    if not {"auditor", "target-s", "reference-a", "verifier"} <= set(zoo_names()):
+    models = Models()
+    if not {models.auditor, models.target, models.verifier, *models.references} <= set(zoo_names()):
         pytest.skip("the zoo has not been built")
 
 
@@ -240,7 +242,7 @@ class TestZoo:
     def test_the_untrained_auditor_on_scenes(self, zoo, tmp_path, capsys):
         summary = main(AuditConfig(out=str(tmp_path), questions=256))
         assert summary["outcomes"]["unparsable"] < 0.05 * 256
-        assert 0.1 < summary["verified_success_rate"] <= summary["claimed_success_rate"] < 0.6
+        assert 0.03 < summary["verified_success_rate"] <= summary["claimed_success_rate"] < 0.6
         assert len(summary["skills"]) >= 8
         found = discoveries.read(tmp_path / "default" / "audit" / "discoveries.parquet", 64)
         assert len(found.rows) == summary["claimed"]["count"]

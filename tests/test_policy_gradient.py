@@ -165,10 +165,10 @@ def test_aggregation_by_hand():
 
 
 @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
-@pytest.mark.parametrize("reward", [0.0, 0.1, 1e8])
+@pytest.mark.parametrize("reward", [0.0, 0.007, 0.012, 1.0])
 def test_equal_rewards_give_exactly_no_gradient_but_the_kls(scale_rewards, reward):
     logps, old_logps, ref_logps, mask, rewards = example(0, group_size=6)
-    rewards[:6] = reward  # the mean of six 0.1 is not 0.1
+    rewards[:6] = reward  # in float32 the mean of six 0.007 is not 0.007
     arguments = (logps, old_logps, ref_logps, mask, rewards, 6)
     _, gradient, _ = value_and_grad(*arguments, scale_rewards=scale_rewards)
     assert (gradient[:6] == 0).all()

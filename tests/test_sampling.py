@@ -22,7 +22,7 @@ def case(request):
     """A model, prompts of unequal length padded on the right, and image features."""
     vlm = tiny_vlm.ours(request.param, text=LOCAL)
     batch = tiny_vlm.inputs(vlm.hf_config, lengths=(6, 3))
-    features = encode_images(vlm.params, vlm.config, batch["pixel_values"])
+    features = encode_images(vlm.params, vlm.config, jnp.asarray(batch["pixel_values"]))
     prompt = Prompt(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"] == 1))
     return vlm, prompt, features
 

@@ -68,7 +68,7 @@ def test_the_table_lists_types_by_rate_and_leaves_out_rare_ones():
         rows("agreed", 1),
     )
     printed = described(summary)
-    assert "failure types by rate (2 of 4 of 10 questions or more):" in printed
+    assert "failure types by rate, 2 of 4; those of fewer than 10 questions are in summary.json" in printed
     assert printed.index("rather/x") < printed.index("often/x")
     assert "once/x" not in printed
     assert "never/x" not in printed

@@ -105,11 +105,11 @@ def test_greedy_generation(pair):
 
     end = int(theirs(end=59)[0, 3])
     config = dataclasses.replace(vlm.config, eos_token_ids=(end,))
-    features = encode_images(vlm.params, config, batch["pixel_values"])
+    features = encode_images(vlm.params, config, jnp.asarray(batch["pixel_values"]))
     settings = {"num_generations": 1, "max_new_tokens": 9, "temperature": 0.0}
     for side in ("left", "right"):
         padded = tiny_vlm.inputs(model.config, lengths=(11, 6), side=side)
-        prompt = Prompt(padded["input_ids"], padded["attention_mask"] == 1)
+        prompt = Prompt(jnp.asarray(padded["input_ids"]), jnp.asarray(padded["attention_mask"] == 1))
         ours = sample(vlm.params, config, prompt, features, jax.random.key(0), **settings)
         np.testing.assert_array_equal(np.asarray(ours.ids[:, 0]), theirs(end))
 
@@ -225,7 +225,7 @@ def test_embedding_factor_is_rounded_like_the_activations():
 @pytest.mark.parametrize("family", ["paligemma", "gemma3"])
 def test_rematerialisation_changes_no_gradient(family):
     vlm = tiny_vlm.ours(family)
-    batch = tiny_vlm.inputs(vlm.hf_config, lengths=(4, 2))
+    batch = jax.tree.map(jnp.asarray, tiny_vlm.inputs(vlm.hf_config, lengths=(4, 2)))
 
     @partial(jax.jit, static_argnums=1)
     def gradient(params, remat):
@@ -252,11 +252,11 @@ def test_a_deep_model_is_traced_as_fast_as_a_shallow_one():
         )
         ours = config_from_hf(config)
         shapes = jax.eval_shape(partial(init_params, config=ours), jax.random.key(0))
-        batch = tiny_vlm.inputs(config)
+        batch = jax.tree.map(jnp.asarray, tiny_vlm.inputs(config))
 
         def forward(params):
             features = encode_images(params, ours, batch["pixel_values"])
-            return hidden_states(params, ours, batch["input_ids"], features, batch["attention_mask"])
+            return hidden_states(params, ours, batch["input_ids"], features, batch["attention_mask"] == 1)
 
         lines = str(jax.make_jaxpr(forward)(shapes)).splitlines()
         return sum("literal" not in line for line in lines)
@@ -278,4 +278,4 @@ def test_pixels_equal_the_processors(family, tmp_path):
     theirs = vlm.processor(images=[[i] for i in images], text=[text] * 3, return_tensors="np")["pixel_values"]
     ours = vlm.pixel_values([arrays[0], tmp_path / "image.png", grey])
     np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_allclose(preprocess_on_device(vlm.config, arrays[1][None]), theirs[1:2], atol=1e-6)
+    np.testing.assert_allclose(preprocess_on_device(vlm.config, jnp.asarray(arrays[1][None])), theirs[1:2], atol=1e-6)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from auditdm_jax.models.layers import Params, dense, gelu, random_dense, rms_norm, scan_layers
+from auditdm_jax.models.layers import UNROLL_UP_TO, Params, dense, gelu, random_dense, rms_norm, scan_layers
 
 # Finite, so that a query without any visible key (padding) gives numbers instead of NaN.
 MASKED = -1e30
@@ -131,32 +131,36 @@ def decode(
     own_mask: ByKind,
     context: Sequence[KeyBlock] = (),
     *,
+    only: Int[Array, "B"] | None = None,
     return_keys: bool = False,
     remat: bool = False,
-    unroll: int | None = None,
 ) -> tuple[Float[Array, "B G T D"], Any]:
     """All layers and the last norm.
 
     x: embeddings. own_mask: pair of bool arrays that broadcast to `[B, G, T, T]`, for the T inputs among
-    themselves. context: further keys and values, those of a prompt or a cache. return_keys: also return the
-    new keys and values, each `[L, B, K, G, T, H]`.
+    themselves. context: further keys and values, those of a prompt or a cache. only: the one token of each row
+    whose result is wanted, as `[B, G, 1, D]` (not with a context). return_keys: also return the new keys and
+    values, each `[L, B, K, G, T, H]`; else None.
     """
     rope = _rope_tables(config, positions)
-    flags = jnp.asarray(config.local_layers)
 
-    def layer(x: Array, scanned: tuple) -> tuple[Array, Any]:
+    def layer(x: Array, scanned: tuple, only: Array | None = None) -> tuple[Array, Any]:
         p, is_local, cached = scanned
         h = rms_norm(p["attention_norm"], x, config.norm_eps)
-        q = dense(p["q"], h).reshape(*x.shape[:3], config.num_heads, config.head_dim)
         k = dense(p["k"], h).reshape(*x.shape[:3], config.num_kv_heads, config.head_dim)
         v = dense(p["v"], h).reshape(k.shape)
         if config.qk_norm:
-            q, k = rms_norm(p["q_norm"], q, config.norm_eps), rms_norm(p["k_norm"], k, config.norm_eps)
-        cos, sin = rope.pick(is_local)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            k = rms_norm(p["k_norm"], k, config.norm_eps)
+        (cos, sin), mask = rope.pick(is_local), own_mask.pick(is_local)
+        k = _rotate(k, cos, sin)
+        if only is not None:
+            x, h, cos, sin, mask = (_token(a, only) for a in (x, h, cos, sin, mask))
+        q = dense(p["q"], h).reshape(*x.shape[:3], config.num_heads, config.head_dim)
+        if config.qk_norm:
+            q = rms_norm(p["q_norm"], q, config.norm_eps)
         k, v = k.transpose(0, 3, 1, 2, 4), v.transpose(0, 3, 1, 2, 4)
         blocks = [(*kv, block.mask.pick(is_local)) for kv, block in zip(cached, context, strict=True)]
-        mixed = _attend(config, q, [*blocks, (k, v, own_mask.pick(is_local))])
+        mixed = _attend(config, _rotate(q, cos, sin), [*blocks, (k, v, mask)])
         x = x + rms_norm(p["post_attention_norm"], dense(p["o"], mixed), config.norm_eps)
         h = rms_norm(p["mlp_norm"], x, config.norm_eps)
         h = dense(p["down"], gelu(dense(p["gate"], h)) * dense(p["up"], h))
@@ -164,8 +168,22 @@ def decode(
         return x, ((k, v) if return_keys else None)
 
     cached = [(block.keys, block.values) for block in context]
-    x, pairs = scan_layers(layer, x, (params["layers"], flags, cached), remat=remat, unroll=unroll)
+    stacked = (params["layers"], jnp.asarray(config.local_layers), cached)
+    if only is not None and 1 < config.num_layers <= UNROLL_UP_TO:
+        # Of the last layer, all tokens are needed for their keys alone: a third of a three-layer model's work.
+        # Where the scan is a real loop, taking that layer out would copy the stacked parameters.
+        x, pairs = scan_layers(layer, x, jax.tree.map(lambda a: a[:-1], stacked), remat=remat)
+        x, pair = layer(x, jax.tree.map(lambda a: a[-1], stacked), only)
+        pairs = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), pairs, pair)
+    else:
+        x, pairs = scan_layers(layer, x, stacked, remat=remat)
+        x = x if only is None else _token(x, only)
     return rms_norm(params["norm"], x, config.norm_eps), pairs
+
+
+def _token(x: Array, index: Int[Array, "B"]) -> Array:
+    """One token of each row: `[B, G, T, ...]` -> `[B, G, 1, ...]`."""
+    return jnp.take_along_axis(x, jnp.expand_dims(index, tuple(range(1, x.ndim))), axis=2)
 
 
 def _attend(config: GemmaConfig, q: Array, blocks: list[tuple[Array, Array, Array]]) -> Float[Array, "B G T NH"]:

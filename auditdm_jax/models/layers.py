@@ -56,16 +56,13 @@ def scan_layers(
     stacked: PyTree[Array],
     *,
     remat: bool = False,
-    unroll: int | None = None,
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan` of `body` over the leading layer axis L of `stacked`.
+    """`jax.lax.scan` of `body` over the leading layer axis L of `stacked`, unrolled up to `UNROLL_UP_TO` layers.
 
     remat: recompute each layer's activations in the backward pass instead of storing them.
-    unroll: how many layers one iteration holds; by default all of them up to `UNROLL_UP_TO` layers, else one.
     """
     length = jax.tree.leaves(stacked)[0].shape[0]
-    if unroll is None:
-        unroll = length if length <= UNROLL_UP_TO else 1
+    unroll = length if length <= UNROLL_UP_TO else 1
     if remat:
         # Inside a real loop nothing could merge the recomputation with the forward pass, so the barrier that
         # prevents it is needed only where the loop is unrolled.

@@ -135,8 +135,8 @@ def input_masks(
 
 
 def window(
-    config: VLMConfig, queries: Int[Array, "*batch T"], keys: Int[Array, "*batch S"], longest: int
-) -> Bool[Array, "*batch T S"] | None:
+    config: VLMConfig, queries: Int[Array, "*#batch T"], keys: Int[Array, "*#batch S"], longest: int
+) -> Bool[Array, "*#batch T S"] | None:
     """True where a key is less than the sliding window behind its query.
 
     longest: no two positions are further apart than this; None is returned where the window cannot matter.

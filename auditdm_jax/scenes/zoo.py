@@ -38,8 +38,8 @@ from auditdm_jax.scenes.language import UNCLEAR
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from auditdm_jax.scenes.world import CELL, SIZE
+from auditdm_jax.scenes.zoo_paths import ZOO
 
-ZOO = Path(__file__).parent / "zoo_checkpoints"
 QUESTIONS_AN_IMAGE = 16
 
 
@@ -246,7 +246,9 @@ def card(member: Member, result: dict, vlm: VLM) -> str:
         f"It {task} about 64x64 scenes. {count:,} parameters, bfloat16, trained from nothing on the CPU.",
         "",
         f"- Data: {examples:,} training questions, {member.distribution} over skills, scenes of seed {member.seed}"
-        + (f", with unanswerable ones tried for in {member.unanswerable:.0%} of draws." if member.unanswerable else "."),
+        + (
+            f", with unanswerable ones tried for in {member.unanswerable:.0%} of draws." if member.unanswerable else "."
+        ),
         f"- Training: {member.steps} steps of {member.images} images x {QUESTIONS_AN_IMAGE} questions, Muon, "
         f"peak rate {member.learning_rate}, seed {member.seed}.",
         f"- Made again by: `python -m auditdm_jax.scenes.zoo --members {member.name} --out zoo`",

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from tiny_zoo import save_tiny_zoo, tiny
+
+from auditdm_jax import discoveries, rectify
+from auditdm_jax.config import Models, RectifyConfig, TrainConfig
+from auditdm_jax.errors import UserError
+from auditdm_jax.files import read_json, write_json
+from auditdm_jax.models.vlm import VLM
+from auditdm_jax.outcomes import Answers, Asked, examine
+from auditdm_jax.prompts import template_for
+from auditdm_jax.rectify import Encoder, Ensemble, Lesson
+from auditdm_jax.scenes.dataset import scenes_of
+
+IMAGES = np.zeros((4, 64, 64, 3), np.uint8)
+CONFIG = RectifyConfig(images_per_step=2, questions_per_image=4, pool=4)
+
+
+def fixed(*answers: str):
+    """An ensemble whose references always give these answers."""
+    ensemble = Ensemble([], agreement=1.0)
+    ensemble.answerers = [lambda images, questions, _, said=said: [said] * len(questions) for said in answers]
+    return ensemble
+
+
+def test_lessons_are_what_all_references_say():
+    questions = [["q?"], [], ["r?", "s?"], ["t?"]]
+    lessons = fixed("Red.", "red").teach(IMAGES, questions)
+    assert lessons == [[Lesson("q?", "Red.")], [], [Lesson("r?", "Red."), Lesson("s?", "Red.")], [Lesson("t?", "Red.")]]
+
+
+@pytest.mark.parametrize("answers", [("red", "blue"), ("unclear", "unclear"), ("", "")])
+def test_nothing_is_taught_without_a_consensus(answers):
+    assert fixed(*answers).teach(IMAGES, [["q?"]] * 4) == [[]] * 4
+
+
+def test_each_batch_has_equal_parts_of_each_kind_and_skips_images_without():
+    vlm = tiny("x", "paligemma", seed=0)
+    kinds = [[[Lesson("is there any ring?", "no")]] * 4, [[Lesson("where is the star?", "red")]] * 3 + [[]]]
+    encode = Encoder(vlm, template_for(vlm), 6, 1)
+    batch = next(rectify.batches(np.arange(4, dtype=np.uint8)[:, None, None, None] + IMAGES, kinds, encode, CONFIG))
+    said = vlm.tokenizer.batch_decode(np.asarray(batch.ids)[:, 0, :1])
+    assert said == ["no", "no", "red", "red"] * 2
+    assert 3 not in np.asarray(batch.images)
+
+
+def test_too_few_agreed_questions_is_one_line():
+    vlm = tiny("x", "paligemma", seed=0)
+    lessons = [[Lesson("q?", "no")], [], [], []]
+    with pytest.raises(UserError, match="only 1 images"):
+        next(rectify.batches(IMAGES, [lessons], Encoder(vlm, template_for(vlm), 6, 1), CONFIG))
+
+
+def test_discovered_questions_are_asked_of_every_image():
+    asked = rectify.again(["a?", "b?", "c?"], images=50, per_image=3, seed=1)
+    assert {len(row) for row in asked} == {3}
+    assert {question for row in asked for question in row} == {"a?", "b?", "c?"}
+    assert asked == rectify.again(["a?", "b?", "c?"], images=50, per_image=3, seed=1)
+
+
+@pytest.mark.slow
+def test_whole_repair_on_tiny_models(tmp_path, monkeypatch, capsys):
+    zoo = save_tiny_zoo(tmp_path / "zoo")
+    models = Models(zoo["auditor"], zoo["target"], (zoo["a"],))
+    run = tmp_path / "runs" / "default"
+    write_json(run / "config.json", TrainConfig(models=models))
+    VLM.load(zoo["auditor"]).save(run / "auditor")
+    scenes, images = scenes_of("validation", 0, 2)
+    rows = [
+        examine(Asked(str(i), "what color is the star?"), Answers("red", ("blue",), "blue"), 1.0, scene)
+        for i, scene in enumerate(scenes)
+    ]
+    discoveries.write(run / "audit" / "discoveries.parquet", rows, [discoveries.png(image) for image in images], 0)
+    # Random references say nothing sensible: let every answer count.
+    monkeypatch.setattr(rectify, "consensus_of", lambda answers, agreement: answers[0] or "red")
+    config = RectifyConfig(
+        out=str(tmp_path / "runs"), steps=2, pool=4, images_per_step=2, questions_per_image=2, test_questions=20
+    )
+    summary = rectify.rectify(config)
+    assert read_json(run / "rectify" / "summary.json") == summary
+    assert {"overall", "per_skill"} <= summary["before"].keys() & summary["after"].keys() & summary["control"].keys()
+    assert len(summary["after"]["per_skill"]) == 20
+    before, after = VLM.load(zoo["target"]), VLM.load(run / "rectify" / "target")
+    assert np.abs(np.asarray(before.params["text"]["embedding"] - after.params["text"]["embedding"])).max() > 0
+    assert "overall" in capsys.readouterr().out
