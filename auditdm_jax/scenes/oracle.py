@@ -158,7 +158,10 @@ _ANSWERS: dict[str, Callable[[Scene, Slots], str | None]] = {
 
 
 def condition(scene: Scene, skill: str, slots: Slots, truth: str) -> str:
-    """The condition under which a skill was asked for: with the skill, a failure type. Not the answer's value, though it may limit it."""
+    """The condition under which a skill was asked for: with the skill, a failure type.
+
+    Not the answer's value, though it may limit it.
+    """
     if skill in ("color", "shape", "material", "localization", "negation"):
         return f"{find(scene, slots['ref'])[0][1].size} object"
     if skill == "counting":
