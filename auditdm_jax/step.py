@@ -17,7 +17,7 @@ from auditdm_jax.answers import answer_ids, text_answer_id
 from auditdm_jax.config import GRPO, Reward
 from auditdm_jax.models import lora
 from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
-from auditdm_jax.policy_gradient import policy_gradient_loss
+from auditdm_jax.policy_gradient import policy_gradient_loss, zero_signal
 from auditdm_jax.prompts import fill
 from auditdm_jax.reward import Outcome, disagreement, novelty_weights, question_ngrams
 from auditdm_jax.rollout import ask, question_logps
@@ -87,6 +87,7 @@ def audit_step(
 
     metrics |= {f"outcome/{name}": value.mean() for name, value in vars(outcome).items() if value.dtype == bool}
     metrics |= {"reward/mean": rewards.mean(), "reward/before_diversity": outcome.reward.mean()}
+    metrics |= {"reward/groups_without_signal": zero_signal(outcome.reward).mean()}
     metrics |= {"question/tokens": questions.mask.sum(-1).mean()}
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "claimed": outcome.claimed}
     record |= {"target_id": outcome.target_id, "consensus_id": outcome.consensus_id}
@@ -170,7 +171,7 @@ def update(
     arguments = (auditor.config, auditor.template, images, questions.ids, questions.mask)
     logps_of = partial(question_logps, temperature=grpo.temperature, remat=settings.remat)
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-    ref_logps = logps_of(frozen.auditor, *arguments) if grpo.beta else questions.logps
+    ref_logps = logps_of(frozen.auditor, *arguments) if grpo.beta else None
     old_logps = jax.lax.stop_gradient(logps_of(auditor_params(trained.auditor, frozen.auditor), *arguments))
 
     def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
@@ -178,7 +179,7 @@ def update(
         return policy_gradient_loss(
             rows(logps),
             rows(old_logps),
-            rows(ref_logps),
+            None if ref_logps is None else rows(ref_logps),
             rows(questions.mask),
             rewards.reshape(-1),
             grpo.num_generations,
