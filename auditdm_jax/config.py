@@ -172,7 +172,7 @@ class RectifyConfig(RunPaths):
     pool: int = 512
     """Images that are asked about to make the training questions, beside as many of the discoveries' own."""
     optimizer: Literal["adamw", "muon"] = "muon"
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-3
     """Peak of the learning rate."""
     lora_rank: int = 0
     """Rank of the low-rank adapters that train; 0 trains all of the target's parameters."""

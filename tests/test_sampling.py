@@ -9,18 +9,19 @@ import pytest
 import tiny_vlm
 
 from auditdm_jax import sampling
+from auditdm_jax.models import gemma, layers
 from auditdm_jax.models.vlm import encode_images, hidden_states, unembed
 from auditdm_jax.sampling import Prompt, completion_logps, sample, token_logps
 
 T = 7
 # A window shorter than prompt and completion, so that cached and uncached decoding must agree on it.
-LOCAL = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+LOCAL = {"sliding_window": 5, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
 
 
 @pytest.fixture(scope="module", params=["paligemma", "gemma3"])
 def case(request):
     """A model, prompts of unequal length padded on the right, and image features."""
-    vlm = tiny_vlm.ours(request.param, text=LOCAL)
+    vlm = tiny_vlm.ours(request.param, text=LOCAL, vision={"num_hidden_layers": 1})
     batch = tiny_vlm.inputs(vlm.hf_config, lengths=(6, 3))
     features = encode_images(vlm.params, vlm.config, jnp.asarray(batch["pixel_values"]))
     prompt = Prompt(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"] == 1))
@@ -179,3 +180,14 @@ def test_chunked_logps(case, monkeypatch):
     whole = jax.value_and_grad(total)(hidden)
     monkeypatch.setattr(sampling, "LOGITS_AT_ONCE", 4 * tiny_vlm.VOCABULARY)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.value_and_grad(total)(hidden), whole)
+
+
+def test_a_real_loop_over_layers_gives_the_same(case, monkeypatch):
+    """Deep models take another path than the shallow ones of these tests, which are unrolled."""
+    vlm, prompt, features = case
+    done = draw(case)
+    monkeypatch.setattr(layers, "UNROLL_UP_TO", 0)
+    monkeypatch.setattr(gemma, "UNROLL_UP_TO", 0)
+    args = (vlm.params, vlm.config, prompt, features, done.ids, done.mask)
+    forced = jax.jit(completion_logps, static_argnames=("config", "temperature"))(*args, temperature=0.7)
+    np.testing.assert_allclose(done.logps, forced, atol=1e-5)
