@@ -124,11 +124,6 @@ class Checkpointer:
         state = jax.tree.unflatten(jax.tree.structure(like), restored)
         return Restored(step, state, about["position"])
 
-    def clear(self) -> None:
-        """Deletes all checkpoints of the run."""
-        for step in self._manager.all_steps():
-            self._manager.delete(step)
-
     def close(self) -> None:
         """Ends Orbax's threads."""
         self._manager.close()

@@ -1,5 +1,6 @@
 """[host] The training run: models in, a loop of steps, logs, checkpoints, and the trained auditor out."""
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -167,6 +168,8 @@ def train(config: TrainConfig) -> Path:
     players = load_players(config)
     settings = step_settings(config)
     state = initial_state(config, players, settings.optimizer)
+    if config.overwrite and not config.resume:
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
     may_differ = ("steps", "resume", "overwrite", "checkpoint_every", "out")
     checkpoints = Checkpointer(run, asdict(config), may_differ=may_differ)
     size = input_size(players)
@@ -177,12 +180,10 @@ def train(config: TrainConfig) -> Path:
         source.set_state(restored.position["train"])
         held_out.set_state(restored.position["heldout"])
     elif checkpoints.latest_step() is not None:
-        if not config.overwrite:
-            raise UserError(
-                f"{run} already holds a run of {checkpoints.latest_step()} steps; add --resume to go on, "
-                "--overwrite to begin again, or --name to begin another"
-            )
-        checkpoints.clear()
+        raise UserError(
+            f"{run} already holds a run of {checkpoints.latest_step()} steps; add --resume to go on, "
+            "--overwrite to begin again, or --name to begin another"
+        )
     cast = cast_of(players, config.instruction)
     translate = None if share_tokens(players) else retokenizer(players, cast)
     step = make_step(cast, settings, translate)

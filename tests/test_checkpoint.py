@@ -107,14 +107,6 @@ def test_nothing_to_resume(tmp_path):
     assert opened(tmp_path).restore(new_state()) is None
 
 
-def test_clear(tmp_path):
-    checkpoints = saved(tmp_path, 1, 2)
-    checkpoints.clear()
-    assert checkpoints.latest_step() is None
-    checkpoints.save(1, new_state(1))
-    assert checkpoints.latest_step() == 1
-
-
 def test_another_configuration_is_refused_by_field(tmp_path):
     saved(tmp_path, 1).close()
     other = {**CONFIG, "target": "zoo/L", "log": {"every": 6}, "new": True}

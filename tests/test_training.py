@@ -98,6 +98,17 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(config, monkeypatch, tmp_
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+def test_other_settings_need_overwrite(config, monkeypatch):
+    """A run folder is never mixed from two configurations, and `--overwrite` begins it again whatever was there."""
+    monkeypatch.setattr(training, "make_step", lambda *_: pytest.fail("training began"))
+    training.Checkpointer(f"{config.out}/{config.name}", dataclasses.asdict(config)).save(1, {"x": jnp.zeros(2)})
+    other = dataclasses.replace(config, seed=5)
+    with pytest.raises(UserError, match="seed is 0 there and 5 now"):
+        training.train(other)
+    with pytest.raises(pytest.fail.Exception, match="training began"):
+        training.train(dataclasses.replace(other, overwrite=True))
+
+
 @pytest.mark.slow
 def test_adapters_train_and_are_folded_in(config):
     run = training.train(dataclasses.replace(config, name="lora", lora_rank=2, steps=2))

@@ -134,7 +134,7 @@ def decode(
     only: Int[Array, "B"] | None = None,
     return_keys: bool = False,
     remat: bool = False,
-) -> tuple[Float[Array, "B G T D"], Any]:
+) -> tuple[Float[Array, "B G _ D"], Any]:
     """All layers and the last norm.
 
     x: embeddings. own_mask: pair of bool arrays that broadcast to `[B, G, T, T]`, for the T inputs among

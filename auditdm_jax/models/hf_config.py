@@ -160,10 +160,13 @@ def load_configs(directory: Path) -> tuple[Any, Any]:
 
 def load_processor(directory: Path) -> Any:
     """The processor (tokenizer and image processor), always with the PIL backend: it needs no torchvision."""
-    from transformers import AutoProcessor
+    from transformers import AutoImageProcessor, AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(directory, backend="pil")
+        processor = AutoProcessor.from_pretrained(directory)
+        # Asked for on its own: given to the processor, the backend would end up in the tokenizer's settings.
+        processor.image_processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
+        return processor
     except Exception as error:  # as above
         raise UserError(
             f"{directory} has no usable processor ({one_line(error, 160)}); copy its tokenizer and JSON files too"
