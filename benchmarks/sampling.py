@@ -38,7 +38,7 @@ def model(size: str) -> VLM:
     member = MEMBERS["auditor"]
     if size == "zoo":
         return new_model(member)
-    big = replace(member, width=512, text_layers=8, heads=8, mlp=2048, vision_width=512, vision_layers=6)
+    big = replace(member, width=512, text_layers=11, heads=8, mlp=2048, vision_width=512, vision_layers=6)
     return new_model(big, image_size=256)
 
 
