@@ -11,7 +11,7 @@ from tqdm import tqdm
 from auditdm_jax.answers import normalize
 from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import PromptTemplate, fill, template_for
+from auditdm_jax.prompts import PromptTemplate, fill, padded, template_for, texts_of
 from auditdm_jax.sampling import Completions, sample
 
 
@@ -43,19 +43,14 @@ class Answerer:
             rows = slice(start, start + self.batch_size)
             tokens = self.vlm.tokenizer(list(questions[rows]), add_special_tokens=False)["input_ids"]
             size = len(tokens)
-            ids = np.full((self.batch_size, self.max_question), config.pad_token_id, np.int32)
-            mask = np.zeros((self.batch_size, self.max_question), bool)
-            for i, row in enumerate(tokens):
-                row = row[: self.max_question]
-                ids[i, : len(row)], mask[i, : len(row)] = row, True
+            filled = tokens + [[]] * (self.batch_size - size)
+            ids, mask = padded(filled, self.max_question, config.pad_token_id)
             pictures = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
             pictures[:size] = images[rows]
             done = greedy_answers(
                 self.vlm.params, config, self.template, pictures, ids, mask, max_new_tokens=self.max_new
             )
-            answer_ids, answer_mask = np.asarray(done.ids[:size, 0]), np.asarray(done.mask[:size, 0])
-            kept = [row[keep].tolist() for row, keep in zip(answer_ids, answer_mask, strict=True)]
-            answers += self.vlm.tokenizer.batch_decode(kept, skip_special_tokens=True)
+            answers += texts_of(self.vlm.tokenizer, done.ids[:size, 0], done.mask[:size, 0])
         return [answer.strip() for answer in answers]
 
 

@@ -23,7 +23,7 @@ from auditdm_jax.errors import UserError
 from auditdm_jax.models import lora
 from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import PromptTemplate
+from auditdm_jax.prompts import PromptTemplate, padded
 from auditdm_jax.sampling import Prompt, completion_logps
 
 Params = Any
@@ -85,8 +85,8 @@ class Encoder:
             rows, group, width = batch * per_image, 1, self.max_answer + 1
         prompt_width = len(prefix) + (0 if self.shares_prefix else self.max_question + len(suffix))
         pad = self.vlm.config.pad_token_id
-        prompt_ids, prompt_mask = _pad(prompts, prompt_width, pad)
-        ids, mask = _pad([b + a for b, a in zip(before, flat_answers, strict=True)], width, pad)
+        prompt_ids, prompt_mask = padded(prompts, prompt_width, pad)
+        ids, mask = padded([b + a for b, a in zip(before, flat_answers, strict=True)], width, pad)
         start = np.array([len(b) for b in before])[:, None]
         answer_mask = mask & (np.arange(width) >= start)
         shape = (rows, group, width)
@@ -97,14 +97,6 @@ class Encoder:
             mask=jnp.asarray(mask.reshape(shape)),
             answer_mask=jnp.asarray(answer_mask.reshape(shape)),
         )
-
-
-def _pad(rows: list[list[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.array([len(row) for row in rows])
-    mask = np.arange(width) < lengths[:, None]
-    ids = np.full((len(rows), width), pad, np.int32)
-    ids[mask] = np.concatenate([np.asarray(row, np.int32) for row in rows])
-    return ids, mask
 
 
 def batch_loss(params: Params, config: VLMConfig, batch: Batch, remat: bool = False) -> Float[Array, ""]:

@@ -67,6 +67,22 @@ def token_ids(tokenizer: Any, text: str) -> np.ndarray:
     return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
 
+def padded(rows: list[list[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token lists as int32 ids and bool mask, each [len(rows), width], padded on the right; longer rows are cut."""
+    rows = [row[:width] for row in rows]
+    mask = np.arange(width) < np.array([len(row) for row in rows])[:, None]
+    ids = np.full(mask.shape, pad_id, np.int32)
+    ids[mask] = np.concatenate([np.asarray(row, np.int32) for row in rows])
+    return ids, mask
+
+
+def texts_of(tokenizer: Any, ids: Any, mask: Any) -> list[str]:
+    """The text of each row of ids `[..., T]`, as one list: of its tokens on the mask, special ones left out."""
+    ids, mask = (np.asarray(x).reshape(-1, x.shape[-1]) for x in (ids, mask))
+    rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
 def template_for(vlm: "VLM", before: str = "", after: str = "") -> PromptTemplate:
     """The model's answering format around `before <question> after`.
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import QUESTION_INSTRUCTION, PromptTemplate, instruction_template
+from auditdm_jax.prompts import QUESTION_INSTRUCTION, PromptTemplate, instruction_template, texts_of
 from auditdm_jax.sampling import Completions, Prompt, completion_logps, sample
 
 
@@ -89,7 +89,4 @@ def ask_many(
 
 def decode(vlm: VLM, completions: Completions) -> list[str]:
     """The B * G completions as text, without special tokens."""
-    ids = np.asarray(completions.ids).reshape(-1, completions.ids.shape[-1])
-    mask = np.asarray(completions.mask).reshape(ids.shape)
-    rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-    return [text.strip() for text in vlm.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    return [text.strip() for text in texts_of(vlm.tokenizer, completions.ids, completions.mask)]

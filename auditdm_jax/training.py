@@ -19,7 +19,7 @@ from auditdm_jax.files import atomic_folder
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import instruction_template, template_for
+from auditdm_jax.prompts import instruction_template, padded, template_for, texts_of
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.zoo_paths import load_model
@@ -87,19 +87,12 @@ def retokenizer(players: Players, cast: Cast):
     tokenizers |= {id(role): vlm.tokenizer for role, vlm in zip(cast.references, players.references, strict=True)}
 
     def translate(questions: Questions, role: Role) -> Questions:
-        ids, mask = (np.asarray(x) for x in questions)
-        shape = ids.shape
-        flat = zip(ids.reshape(-1, shape[-1]), mask.reshape(-1, shape[-1]), strict=True)
-        rows = [row[keep].tolist() for row, keep in flat]
-        texts = players.auditor.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        texts = texts_of(players.auditor.tokenizer, *questions)
+        tokens = tokenizers[id(role)](texts, add_special_tokens=False)["input_ids"]
         # Twice the room: another vocabulary may cut the same words finer.
-        width = 2 * shape[-1]
-        tokens = [row[:width] for row in tokenizers[id(role)](texts, add_special_tokens=False)["input_ids"]]
-        new_ids = np.full((len(rows), width), role.config.pad_token_id, np.int32)
-        new_mask = np.zeros((len(rows), width), bool)
-        for i, row in enumerate(tokens):
-            new_ids[i, : len(row)], new_mask[i, : len(row)] = row, True
-        return jnp.asarray(new_ids.reshape(*shape[:-1], width)), jnp.asarray(new_mask.reshape(*shape[:-1], width))
+        *lead, length = questions[0].shape
+        ids, mask = padded(tokens, 2 * length, role.config.pad_token_id)
+        return jnp.asarray(ids.reshape(*lead, 2 * length)), jnp.asarray(mask.reshape(*lead, 2 * length))
 
     return translate
 
@@ -148,8 +141,7 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
     counts = dict.fromkeys(("answered", "unanswerable", "unparsable", "verified"), 0)
     skills = set()
     for i, scene in enumerate(batch["scene"]):
-        rows = [row[keep].tolist() for row, keep in zip(ids[i], mask[i], strict=True)]
-        for g, text in enumerate(auditor.tokenizer.batch_decode(rows, skip_special_tokens=True)):
+        for g, text in enumerate(texts_of(auditor.tokenizer, ids[i], mask[i])):
             verdict = judge(text, scene)
             counts[verdict.status] += 1
             if verdict.status == "answered" and claimed[i, g]:
