@@ -31,10 +31,18 @@ class BadImage(Exception):
 def decode_rgb(
     source: bytes | str | os.PathLike[str], size: int, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes a file, or the bytes of one, to `[size, size, 3]`, 0 to 255.
+    """Decodes a file, or the bytes of one, to `[size, size, 3]`, 0 to 255, resized with bicubic filtering.
+
+    Raises BadImage, as `open_rgb` does.
+    """
+    return np.array(open_rgb(source, max_pixels).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def open_rgb(source: bytes | str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A file, or the bytes of one, as an upright image in mode "RGB", at its own size.
 
     The rotation that the camera recorded (EXIF) is applied; transparency is laid on white; 16-bit and
-    floating point greys are scaled and not clipped; CMYK is converted. Resized with bicubic filtering.
+    floating point greys are scaled and not clipped; CMYK is converted.
 
     Raises BadImage: "too large" (more than `max_pixels` in the header), "unknown format",
     "corrupt or truncated", "unreadable file".
@@ -43,8 +51,7 @@ def decode_rgb(
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise BadImage("too large")
-            upright = ImageOps.exif_transpose(image)
-            return np.array(to_rgb(upright).resize((size, size), Image.Resampling.BICUBIC))
+            return to_rgb(ImageOps.exif_transpose(image))
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

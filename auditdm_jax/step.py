@@ -27,7 +27,8 @@ from auditdm_jax.state import AuditState, Cast, Frozen, Params, Role, Trained
 ABSTENTION = "unclear"
 
 Questions = tuple[Int[Array, "B G T"], Bool[Array, "B G T"]]
-Translate = Callable[[Questions, Role], Questions]
+# (questions in the auditor's tokens, number of the model that is asked: the target is 0, then come the references).
+Translate = Callable[[Questions, int], Questions]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = 
     """step(state, images) -> (state, metrics, record). translate: None where every model reads the auditor's tokens."""
     if translate is not None:
         return partial(audit_step, cast=cast, settings=settings, translate=translate)
-    same = partial(audit_step, cast=cast, settings=settings, translate=lambda questions, role: questions)
+    same = partial(audit_step, cast=cast, settings=settings, translate=lambda questions, number: questions)
 
     @partial(jax.jit, donate_argnums=0)
     def fused(trained: Trained, frozen: Frozen, images: Array) -> tuple[Trained, dict, dict]:
@@ -106,9 +107,10 @@ def examine(
     ended = jnp.any((questions.ids[..., None] == jnp.asarray(cast.auditor.config.eos_token_ids)).any(-1), -1)
     words = questions.mask & ~jnp.isin(questions.ids, jnp.asarray(cast.auditor.config.eos_token_ids))
     asked = (questions.ids, words)
+    models = zip((frozen.target, *frozen.references), (cast.target, *cast.references), strict=True)
     answers = [
-        answer(params, role, images, translate(asked, role), settings.max_answer_tokens)
-        for params, role in zip((frozen.target, *frozen.references), (cast.target, *cast.references), strict=True)
+        answer(params, role, images, translate(asked, number), settings.max_answer_tokens)
+        for number, (params, role) in enumerate(models)
     ]
     ids, empty = (jnp.stack(field) for field in zip(*answers, strict=True))
     return disagreement(

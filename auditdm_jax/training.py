@@ -24,7 +24,7 @@ from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.state import AuditState, Cast, Frozen, Role, Trained
-from auditdm_jax.step import Questions, StepSettings, make_step
+from auditdm_jax.step import Questions, StepSettings, Translate, make_step
 
 ARCHIVE_SIZE = 4096
 
@@ -81,17 +81,17 @@ def share_tokens(players: Players) -> bool:
     )
 
 
-def retokenizer(players: Players, cast: Cast):
-    """Questions in the auditor's tokens -> in another model's, through text on the host."""
-    tokenizers = {id(cast.target): players.target.tokenizer}
-    tokenizers |= {id(role): vlm.tokenizer for role, vlm in zip(cast.references, players.references, strict=True)}
+def retokenizer(players: Players) -> Translate:
+    """Questions in the auditor's tokens -> in those of another model, through text on the host."""
+    models = (players.target, *players.references)
 
-    def translate(questions: Questions, role: Role) -> Questions:
+    def translate(questions: Questions, number: int) -> Questions:
+        vlm = models[number]
         texts = texts_of(players.auditor.tokenizer, *questions)
-        tokens = tokenizers[id(role)](texts, add_special_tokens=False)["input_ids"]
+        tokens = vlm.tokenizer(texts, add_special_tokens=False)["input_ids"]
         # Twice the room: another vocabulary may cut the same words finer.
         *lead, length = questions[0].shape
-        ids, mask = padded(tokens, 2 * length, role.config.pad_token_id)
+        ids, mask = padded(tokens, 2 * length, vlm.config.pad_token_id)
         return jnp.asarray(ids.reshape(*lead, 2 * length)), jnp.asarray(mask.reshape(*lead, 2 * length))
 
     return translate
@@ -177,7 +177,7 @@ def train(config: TrainConfig) -> Path:
             "--overwrite to begin again, or --name to begin another"
         )
     cast = cast_of(players, config.instruction)
-    translate = None if share_tokens(players) else retokenizer(players, cast)
+    translate = None if share_tokens(players) else retokenizer(players)
     step = make_step(cast, settings, translate)
     with Log(run, first, config.steps) as log:
         if first == 0:

@@ -45,7 +45,7 @@ def test_fused_step_equals_the_one_through_text(config, parts):
     batch = next(training.open_source(config, 64, "train"))["image"]
     copy = dataclasses.replace(state, trained=jax.tree.map(jnp.copy, state.trained))
     fused, metrics, record = make_step(cast, settings)(copy, batch)
-    text, text_metrics, text_record = make_step(cast, settings, training.retokenizer(players, cast))(state, batch)
+    text, text_metrics, text_record = make_step(cast, settings, training.retokenizer(players))(state, batch)
     np.testing.assert_array_equal(record["question_ids"], text_record["question_ids"])
     np.testing.assert_array_equal(record["target_id"], text_record["target_id"])
     np.testing.assert_array_equal(record["consensus_id"], text_record["consensus_id"])

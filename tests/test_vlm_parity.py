@@ -12,6 +12,7 @@ import tiny_vlm
 import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from auditdm_jax.models import convert, gemma
 from auditdm_jax.models.hf_config import config_from_hf, load_configs
@@ -117,7 +118,10 @@ def test_greedy_generation(pair):
 def test_saved_directory_gives_transformers_the_same_logits(pair, tmp_path):
     model, vlm = pair
     vlm.save(tmp_path)
-    again = type(model).from_pretrained(tmp_path).eval()
+    # The Auto class finds the model by what config.json says of itself.
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    assert type(again) is type(model)
+    assert AutoConfig.from_pretrained(tmp_path).architectures == [type(model).__name__]
     batch = tiny_vlm.inputs(model.config)
     np.testing.assert_array_equal(hf_logits(again, batch), hf_logits(model, batch))
     assert VLM.load(tmp_path).config == vlm.config

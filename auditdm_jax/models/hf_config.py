@@ -13,6 +13,7 @@ from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.models.siglip import SiglipConfig
 
 TEXT_MODELS = {"paligemma": "gemma2", "gemma3": "gemma3_text"}
+ARCHITECTURES = {"paligemma": "PaliGemmaForConditionalGeneration", "gemma3": "Gemma3ForConditionalGeneration"}
 
 
 def config_from_hf(config: Any, processor: Any = None, generation: Any = None) -> VLMConfig:
@@ -179,6 +180,7 @@ def save_configs(directory: Path, config: Any, ours: VLMConfig, dtype: str) -> N
 
     config = copy.deepcopy(config)
     config.dtype = dtype
+    config.architectures = [ARCHITECTURES[ours.family]]
     config.vision_config.vision_use_head = False  # the pooling head is neither used nor stored
     config.save_pretrained(directory)
     GenerationConfig(

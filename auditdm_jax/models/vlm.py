@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
-from PIL import Image, ImageOps
+from PIL import Image
 
 from auditdm_jax import prompts, sampling
-from auditdm_jax.errors import UserError, disk_full, is_disk_full, one_line
-from auditdm_jax.images import FORMATS, MAX_PIXELS, to_rgb
+from auditdm_jax.errors import UserError, disk_full, is_disk_full
+from auditdm_jax.images import BadImage, open_rgb, to_rgb
 from auditdm_jax.models import convert
 from auditdm_jax.models.hf_config import (
     config_from_hf,
@@ -206,12 +206,9 @@ def _as_pil(image: np.ndarray | Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image)
     try:
-        with Image.open(image, formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise UserError(f"{image} has more than {MAX_PIXELS} pixels; make it smaller")
-            return to_rgb(ImageOps.exif_transpose(opened))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{image} cannot be read as an image ({one_line(error, 120)}); give another file") from None
+        return open_rgb(image)
+    except BadImage as error:
+        raise UserError(f"{image} cannot be read as an image ({error}); give another file") from None
 
 
 @partial(jax.jit, static_argnums=1)
