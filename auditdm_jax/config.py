@@ -1,7 +1,9 @@
 """Settings of the three commands: frozen dataclasses, read by tyro, checked before anything is computed."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from auditdm_jax.errors import UserError
 from auditdm_jax.prompts import QUESTION_INSTRUCTION
@@ -68,7 +70,7 @@ class Models:
 
     def __post_init__(self) -> None:
         if self.target in self.references:
-            raise UserError(f"the references contain the target {self.target!r}: leave it out of --models.references")
+            raise UserError(f"the references contain the target {self.target!r}: leave it out of --references")
         if not self.references:
             raise UserError("references is empty: name at least one model (two or more are needed for agreement)")
 
@@ -95,7 +97,7 @@ class TrainConfig(RunPaths):
     """Folder, globs, Parquet file or data set of images; without it, the embedded world of scenes."""
     images_per_step: int = 16
     """B: images a step asks about."""
-    models: Models = field(default_factory=Models)
+    models: Annotated[Models, tyro.conf.arg(name="")] = field(default_factory=Models)
     reward: Reward = field(default_factory=Reward)
     grpo: GRPO = field(default_factory=GRPO)
     instruction: str = QUESTION_INSTRUCTION
