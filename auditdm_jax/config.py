@@ -15,10 +15,12 @@ class Reward:
 
     agreement: float = 1.0
     """Share of the references that must give the same answer for it to be the consensus; 1 = unanimous."""
-    diversity: float = 3.0
-    """c in 1 / (1 + c * relative frequency): how much less an often-asked question earns; 0 = nothing less."""
+    diversity: float = 10.0
+    """c in 1 / (1 + c * relative frequency): how much less a failure of a kind often found earns; 0 = nothing less."""
+    novelty: Literal["answer", "ngrams"] = "answer"
+    """Whose frequency that is: of the consensus answer among the failures, or of the question's word sequences."""
     ngram: int = 2
-    """Length, in tokens, of the parts of a question whose frequency is counted for diversity."""
+    """Length of those sequences, in tokens."""
 
 
 @dataclass(frozen=True)

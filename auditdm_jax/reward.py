@@ -128,18 +128,19 @@ def novelty_weights(
     *,
     decay: float = 0.9,
 ) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
-    """Weights in (0, 1] that shrink the reward of a question whose parts are often asked; the new archive.
+    """Weights in (0, 1] that shrink the reward of a question whose parts are often met; the new archive.
 
-        weight = mean over the question's n-grams of 1 / (1 + c * frequency)
+        weight = mean over the question's parts of 1 / (1 + c * frequency)
 
-    A frequency is the share, in [0, 1], of recent questions that hold the n-gram: the archive keeps it for A
+    A frequency is the share, in [0, 1], of recent questions that hold the part: the archive keeps it for A
     hashed buckets as an exponential moving average, from zeros, and takes the batch in before it is read.
 
-    features: hashes (`question_ngrams`). mask: which count; a question without any weighs 1, uncounted.
+    features: hashes of the parts: n-grams (`question_ngrams`), or the answer. mask: which count; a question without
+    any weighs 1, uncounted.
     c: at 0 nothing shrinks. decay: share of the old archive in the new one, in [0, 1).
     """
     buckets = (features % archive.shape[0]).astype(jnp.int32)
-    # An n-gram that a question repeats counts once: else repeating a rare one would pay.
+    # A part that a question repeats counts once: else repeating a rare one would pay.
     earlier = jnp.tri(features.shape[-1], k=-1, dtype=bool)
     repeats = ((buckets[..., :, None] == buckets[..., None, :]) & mask[..., None, :] & earlier).any(-1)
     first = (mask & ~repeats).astype(jnp.float32)

@@ -152,9 +152,12 @@ def answer(
 def diversified(
     outcome: Outcome, questions: Completions, archive: Float[Array, "A"], reward: Reward
 ) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
-    """Rewards times 1 / (1 + c * how often the question's n-grams were asked lately), and the new archive."""
-    ngrams, present = question_ngrams(questions.ids, questions.mask, reward.ngram)
-    weights, archive = novelty_weights(ngrams, present, archive, reward.diversity)
+    """Rewards times 1 / (1 + c * how often such a failure was found, or so asked, lately), and the new archive."""
+    if reward.novelty == "answer":
+        parts, counted = outcome.consensus_id[..., None], outcome.claimed[..., None]
+    else:
+        parts, counted = question_ngrams(questions.ids, questions.mask, reward.ngram)
+    weights, archive = novelty_weights(parts, counted, archive, reward.diversity)
     return outcome.reward * weights, archive
 
 

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from auditdm_jax.config import Reward
 from auditdm_jax.reward import consensus, disagreement, novelty_weights, question_ngrams
+from auditdm_jax.sampling import Completions
+from auditdm_jax.step import diversified
 
 UNCLEAR, RED, BLUE, GREEN = 4_000_000_000, 1, 2, 3
 OUTCOMES = ("empty", "overlong", "abstained", "no_consensus", "target_unanswered", "agreed", "claimed")
@@ -150,3 +153,23 @@ def test_a_question_without_ngrams_weighs_one_and_is_not_counted():
     weights, archive = novelty_weights(features, mask, jnp.zeros(4), 1.0, decay=0.0)
     assert weights.tolist() == [[0.5, 1.0]]
     assert archive.tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("novelty", ["answer", "ngrams"])
+def test_a_failure_of_a_kind_often_found_earns_less(novelty):
+    # Four questions of one image; the references say 7, 7, 9, 9 and the target contradicts all but the last.
+    references = jnp.array([[[7, 7, 9, 9]]], jnp.uint32)
+    no = jnp.zeros((1, 4), bool)
+    outcome = disagreement(jnp.array([[1, 1, 1, 9]], jnp.uint32), no, references, no[None], abstain_id=3)
+    ids = jnp.array([[[4, 5], [4, 6], [4, 6], [4, 6]]])
+    questions = Completions(ids, jnp.ones(ids.shape, bool), jnp.zeros(ids.shape))
+    settings_ = Reward(diversity=2.0, novelty=novelty, ngram=1)
+    rewards, archive = diversified(outcome, questions, jnp.zeros(4096), settings_)
+    # After one batch the archive holds a tenth of each part's share.
+    if novelty == "answer":  # of the three failures two have 7 for the right answer
+        shares = [[0.2 / 3], [0.2 / 3], [0.1 / 3]]
+    else:  # all four questions have token 4, one 5, three 6
+        shares = [[0.1, 0.025], [0.1, 0.075], [0.1, 0.075]]
+    expected = [np.mean([1 / (1 + 2 * share) for share in parts]) for parts in shares]
+    np.testing.assert_allclose(rewards, [[*expected, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(archive.sum(), 0.1 if novelty == "answer" else 0.2, rtol=1e-6)

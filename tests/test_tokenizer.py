@@ -87,7 +87,7 @@ def test_descriptions_and_captions_round_trip(tokenizer):
     scenes = [sample_scene("train", seed) for seed in range(40)]
     lessons = [Asker(scene, np.random.default_rng(i)).describe(True) for i, scene in enumerate(scenes)]
     assert_round_trip(tokenizer, [lesson.answer for lesson in lessons], longest=4)
-    assert_round_trip(tokenizer, [lesson.text for lesson in lessons], longest=3)
+    assert_round_trip(tokenizer, [lesson.text for lesson in lessons], longest=4)
     assert_round_trip(tokenizer, [caption(scene) for scene in scenes], longest=16 * 11)
 
 

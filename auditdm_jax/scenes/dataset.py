@@ -10,6 +10,9 @@ from auditdm_jax.scenes.questions import Asker, Question
 from auditdm_jax.scenes.render import render
 from auditdm_jax.scenes.world import Scene, sample_scene
 
+# Of the unanswerable questions, where there is nonsense at all.
+NONSENSE_SHARE = 0.4
+
 
 class Examples(NamedTuple):
     """images: uint8 [N, 64, 64, 3], scenes and questions: N each; question i is asked of image i."""
@@ -53,17 +56,20 @@ def question_stream(
     distribution: str,
     unanswerable: float = 0.0,
     description: float = 0.0,
+    nonsense_from: int | None = None,
 ) -> Iterator[tuple[np.ndarray, list[list[Question]]]]:
     """Training batches from number `start` on: uint8 [images, 64, 64, 3] and as many lists of `per_image` questions.
 
-    Batch i depends on (seed, i) alone, so a resumed run goes on exactly where it stopped..
+    Batch i depends on (seed, i) alone, so a resumed run goes on exactly where it stopped. From batch `nonsense_from`
+    on, some of the unanswerable questions are nonsense (`Asker.nonsense`).
     """
     batch = start
     while True:
         scenes, pictures = scenes_of("train", seed * 100_000_000 + batch * images, images)
         rng = np.random.default_rng((seed, batch))
         askers = [Asker(scene, rng) for scene in scenes]
-        settings = (distribution, "train", unanswerable, description)
+        nonsense = NONSENSE_SHARE if nonsense_from is not None and batch >= nonsense_from else 0.0
+        settings = (distribution, "train", unanswerable, description, nonsense)
         yield pictures, [[asker.draw(*settings) for _ in range(per_image)] for asker in askers]
         batch += 1
 

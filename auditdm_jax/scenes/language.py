@@ -59,14 +59,14 @@ NATURAL_WEIGHTS = {
     "comparing_counts": 2.0,
     "negation": 1.5,
     "object_relationship": 1.0,
-    "action": 0.4,
-    "emotion": 0.4,
-    "clock": 0.4,
-    "sign": 0.4,
-    "small_text": 0.4,
-    "world_knowledge": 0.4,
-    "distraction": 0.4,
-    "small_object": 0.4,
+    "action": 1.2,
+    "emotion": 1.2,
+    "clock": 1.2,
+    "sign": 1.2,
+    "small_text": 1.2,
+    "world_knowledge": 1.2,
+    "distraction": 1.2,
+    "small_object": 1.2,
 }
 
 NOUNS = (*SHAPES, "object")

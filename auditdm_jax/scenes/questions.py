@@ -17,6 +17,7 @@ from auditdm_jax.scenes.language import (
     UNCLEAR,
     Ref,
     fill,
+    parse,
     phrasings,
 )
 from auditdm_jax.scenes.world import COLORS, GRID, SHAPES, SIZES, SPECIALS, SPLITS, Scene
@@ -76,26 +77,64 @@ class Asker:
         return options[int(self._uniform() * len(options))]
 
     def draw(
-        self, distribution: str, split: str, unanswerable_share: float = 0.0, description_share: float = 0.0
+        self,
+        distribution: str,
+        split: str,
+        unanswerable_share: float = 0.0,
+        description_share: float = 0.0,
+        nonsense_share: float = 0.0,
     ) -> Question:
-        """One question with its skill drawn from a distribution (one of `DISTRIBUTIONS`)."""
+        """One question with its skill drawn from a distribution (one of `DISTRIBUTIONS`).
+
+        nonsense_share: of the unanswerable ones, those that are no questions at all.
+        """
         if self._uniform() < description_share:
             return self.describe(everything=distribution == "uniform")
+        # Decided once: such questions are harder to find, and trying anew would make them rarer than asked for.
+        unanswerable = self._uniform() < unanswerable_share
+        if unanswerable and self._uniform() < nonsense_share:
+            return self.nonsense(distribution, split)
         while True:
-            unanswerable = self._uniform() < unanswerable_share
             skill = SKILLS[int(np.searchsorted(_CUMULATIVE[distribution], self._uniform() * 0.9999999))]
             question = self.ask(skill, split, unanswerable)
             if question is not None:
                 return question
 
+    def nonsense(self, distribution: str, split: str) -> Question:
+        """A spoiled question, which is none of this world, with the answer that it has none.
+
+        Auditors under reward come to ask such, and an ensemble that answers them would pay for it. Two questions are
+        joined in their middles, or a word is lost, doubled, moved or taken from elsewhere.
+        """
+        while True:
+            first, other = (self.draw(distribution, split).text.rstrip("?").split() for _ in range(2))
+            i, j = int(self._uniform() * len(first)), int(self._uniform() * len(other))
+            words = self._pick(
+                (
+                    first[:i] + other[j:],
+                    first[:i] + first[i + 1 :],
+                    first[: i + 1] + first[i:],
+                    [*first[:i], *first[i + 1 :], first[i]],
+                    [*first[:i], other[j], *first[i + 1 :]],
+                )
+            )
+            if 0 < len(words) < 12 and parse(" ".join(words)) is None:
+                return Question(" ".join(words) + ("?" if self._uniform() < 0.7 else ""), UNCLEAR, "nonsense")
+
     def describe(self, everything: bool) -> Question:
-        """A lesson that no skill asks for: what stands at a row and column. It teaches a model to see, cell by cell,
-        which makes the skills that must first find their object quick to learn.
+        """A lesson that no skill asks for: what stands at a row and column, or at which row and column a thing stands.
+        It teaches a model to see and to find, which makes the skills that must first find their object quick to learn.
 
         everything: of any cell; otherwise only of shapes and empty cells, as rare things stay rare in natural data.
         """
+        if self.unique and self._uniform() < 0.5:
+            ref = self._pick(self.unique)
+            row, column = divmod(self.by_ref[ref][0], GRID)
+            return Question(f"describe {ref.words()}", f"{row + 1} {column + 1}", "description")
         cells = [i for i, t in enumerate(self.scene.cells) if everything or t is None or t.kind == "shape"]
-        cell = self._pick(cells)
+        # Most cells are empty, and there is little to learn from them.
+        taken = [i for i in cells if self.scene.cells[i] is not None]
+        cell = self._pick(taken if taken and self._uniform() < 0.85 else cells)
         thing, (row, column) = self.scene.cells[cell], divmod(cell, GRID)
         if thing is None:
             words = "nothing"

@@ -27,8 +27,10 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary(extra_text: str = "") -> list[str]:
-    """Every word of the world's questions, answers and captions, then letters, digits and their continuations."""
+    """Every word of the world's questions, answers, captions and edits, then letters, digits, their continuations."""
     text = [extra_text, "answer en user model weather in a frame behind bars at unclear yes no describe nothing"]
+    text += ["write command that edits caption to about topic", "make turn into change background add remove move swap"]
+    text += ["with and put paint replace scene row column next empty cell every it corner by one only"]
     text += list(language.LEADS) + [form for forms in language.FORMS.values() for form in forms]
     text += [*world.COLORS, *world.SIZES, *world.MATERIALS, *world.WEATHERS, *world.QUADRANTS, *language.RELATIONS]
     text += [*language.COMPARISONS, *language.ATTRIBUTES, *world.SPECIALS]

@@ -9,6 +9,7 @@ long-tailed natural distribution of questions, as models do, and are therefore b
 
 import time
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import jax
@@ -40,7 +41,7 @@ from auditdm_jax.scenes.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from auditdm_jax.scenes.world import CELL, SIZE
 from auditdm_jax.scenes.zoo_paths import ZOO
 
-QUESTIONS_AN_IMAGE = 16
+LOG_EVERY = 200
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,50 @@ class Member:
     description: float = 0.0
     """Share of training questions that ask what stands at a place."""
     asks: bool = False
-    """The auditor learns to ask the natural questions; everything else learns to answer."""
-    images: int = 16
-    """Pictures in a training step, each with 16 questions."""
+    """The auditor learns to ask questions of its distribution, and at first, in every other step, to answer uniform
+    ones: who asks about what is there must see it. Everything else learns to answer."""
+    images: int = 32
+    """Pictures in a training step: many, because seeing is what is learned last."""
+    questions: int = 8
+    """Questions of each picture in a training step."""
     learning_rate: float = 0.01
+    base: str = ""
+    """The member of the same architecture whose weights it starts from; by default it starts from nothing."""
 
 
 MEMBERS = {
     member.name: member
     for member in (
-        Member("target-s", "paligemma", seed=1, steps=900, vision_layers=2, distribution="natural", description=0.2),
-        Member("target-l", "paligemma", seed=2, steps=700, distribution="natural", description=0.2),
-        Member("reference-a", "gemma3", seed=3, steps=1800, unanswerable=0.12, description=0.2),
-        Member("reference-b", "paligemma", seed=4, steps=1800, unanswerable=0.12, description=0.2),
-        Member("reference-c", "gemma3", seed=5, steps=1000, text_layers=4, mlp=160, unanswerable=0.15, description=0.2),
-        Member("verifier", "gemma3", seed=6, steps=1000, width=112, heads=4, unanswerable=0.12, description=0.2),
-        Member("auditor", "gemma3", seed=7, steps=700, vision_layers=2, distribution="natural", asks=True),
+        Member(
+            "target-s",
+            "paligemma",
+            seed=1,
+            steps=900,
+            vision_layers=2,
+            distribution="natural",
+            description=0.2,
+            images=16,
+            questions=16,
+        ),
+        Member("target-l", "paligemma", seed=2, steps=1200, distribution="natural", description=0.25),
+        Member("reference-a", "gemma3", seed=3, steps=4800, unanswerable=0.12, description=0.25),
+        Member("reference-b", "paligemma", seed=4, steps=4000, unanswerable=0.12, description=0.25),
+        Member("reference-c", "paligemma", seed=5, steps=3600, vision_width=160, unanswerable=0.15, description=0.2),
+        Member("verifier", "paligemma", seed=6, steps=2600, unanswerable=0.15, description=0.25),
+        Member(
+            "auditor",
+            "gemma3",
+            seed=7,
+            steps=1500,
+            base="reference-a",
+            distribution="natural",
+            asks=True,
+            unanswerable=0.12,
+            description=0.25,
+            learning_rate=0.006,
+            images=16,
+            questions=16,
+        ),
     )
 }
 
@@ -111,7 +140,9 @@ def new_model(member: Member, image_size: int = SIZE) -> VLM:
         num_attention_heads=member.heads,
         num_key_value_heads=1,
         head_dim=32,
-        query_pre_attn_scalar=32,
+        # Gemma 2 does not normalise queries and keys; divided by the head's own size, its attention is a one-hot choice
+        # before it has learned where to look.
+        query_pre_attn_scalar=256 if member.family == "paligemma" else 32,
         max_position_embeddings=512,
         sliding_window=256,
         pad_token_id=tokenizer.pad_token_id,
@@ -154,23 +185,32 @@ def new_model(member: Member, image_size: int = SIZE) -> VLM:
 
 
 def batches(vlm: VLM, member: Member, start: int):
-    """Training batches of a member, from number `start` on."""
-    if member.asks:
-        encode = Encoder(
-            vlm, instruction_template(vlm, QUESTION_INSTRUCTION), max_question_tokens=0, max_answer_tokens=12
-        )
-    else:
-        encode = Encoder(
-            vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=4 if member.description else 2
-        )
-    shares = (member.distribution, member.unanswerable, member.description)
-    stream = dataset.question_stream(member.seed, start, member.images, QUESTIONS_AN_IMAGE, *shares)
-    for images, questions in stream:
-        texts = [[question.text for question in row] for row in questions]
-        if member.asks:
-            yield encode(images, [[""] * QUESTIONS_AN_IMAGE] * len(texts), texts)
-        else:
-            yield encode(images, texts, [[question.answer for question in row] for row in questions])
+    """Training batches of a member, from number `start` on; an asking one answers and asks in turn, then only asks."""
+    encode = Encoder(vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=4 if member.description else 2)
+
+    def answering(first: int):
+        shares = ("uniform" if member.asks else member.distribution, member.unanswerable, member.description)
+        # Last, because whoever meets nonsense before it knows the language takes new phrasings for nonsense.
+        nonsense_from = member.steps * 3 // 4
+        for images, rows in dataset.question_stream(
+            member.seed, first, member.images, member.questions, *shares, nonsense_from
+        ):
+            yield encode(images, *[[[getattr(q, part) for q in row] for row in rows] for part in ("text", "answer")])
+
+    if not member.asks:
+        yield from answering(start)
+    together = member.steps * 2 // 3
+    ask = Encoder(vlm, instruction_template(vlm, QUESTION_INSTRUCTION), max_question_tokens=0, max_answer_tokens=12)
+
+    def asking(first: int):
+        for images, rows in dataset.question_stream(
+            member.seed, first, member.images, member.questions, member.distribution
+        ):
+            yield ask(images, [[""] * member.questions] * len(rows), [[q.text for q in row] for row in rows])
+
+    answers, questions = answering((min(start, together) + 1) // 2), asking(start - (min(start, together) + 1) // 2)
+    for number in count(start):
+        yield next(questions if number % 2 or number >= together else answers)
 
 
 def examine(vlm: VLM, member: Member, count: int) -> dict:
@@ -197,9 +237,9 @@ def question_quality(vlm: VLM, count: int) -> dict:
     return {"n": count, "parsed": 1 - shares["unparsable"], **shares}
 
 
-def train_member(member: Member, out: Path, work: Path, log_every: int = 200) -> None:
+def train_member(member: Member, out: Path, work: Path) -> None:
     """Train one member, resuming from its last checkpoint, and write its checkpoint directory and card."""
-    vlm = new_model(member)
+    vlm = VLM.load(out / member.base) if member.base else new_model(member)
     optimizer = make_optimizer("muon", member.learning_rate, member.steps)
     state = init_state(vlm.params, optimizer)
     checkpoints = Checkpointer(work / member.name, asdict(member), keep=1, may_differ=("steps",))
@@ -210,11 +250,11 @@ def train_member(member: Member, out: Path, work: Path, log_every: int = 200) ->
 
     def on_step(state: FinetuneState, loss: float) -> None:
         step = int(state.step)
-        if step % log_every == 0 or step == member.steps:
+        if step % LOG_EVERY == 0 or step == member.steps:
             seconds = time.monotonic() - started
             vlm.params = state.trainable
             result = examine(vlm, member, 400)
-            rate = (step - first) * member.images * QUESTIONS_AN_IMAGE / seconds
+            rate = (step - first) * member.images * member.questions / seconds
             print(f"{member.name} {step}/{member.steps} loss {loss:.3f} {headline(result)} {rate:.0f}/s", flush=True)
             checkpoints.save(step, state)
 
@@ -235,7 +275,7 @@ def headline(result: dict) -> str:
 def card(member: Member, result: dict, vlm: VLM) -> str:
     """The model card: how it was made, and what it can do on unseen scenes and phrasings."""
     count = sum(x.size for x in jax.tree.leaves(vlm.params))
-    examples = member.steps * member.images * QUESTIONS_AN_IMAGE
+    examples = member.steps * member.images * member.questions
     task = "asks questions" if member.asks else "answers questions"
     lines = [
         "---",
@@ -243,13 +283,14 @@ def card(member: Member, result: dict, vlm: VLM) -> str:
         "---",
         f"# {member.name}: a tiny {member.family} model of the embedded world",
         "",
-        f"It {task} about 64x64 scenes. {count:,} parameters, bfloat16, trained from nothing on the CPU.",
+        f"It {task} about 64x64 scenes. {count:,} parameters, bfloat16, trained from "
+        f"{member.base or 'nothing'} on the CPU.",
         "",
         f"- Data: {examples:,} training questions, {member.distribution} over skills, scenes of seed {member.seed}"
         + (
             f", with unanswerable ones tried for in {member.unanswerable:.0%} of draws." if member.unanswerable else "."
         ),
-        f"- Training: {member.steps} steps of {member.images} images x {QUESTIONS_AN_IMAGE} questions, Muon, "
+        f"- Training: {member.steps} steps of {member.images} images x {member.questions} questions, Muon, "
         f"peak rate {member.learning_rate}, seed {member.seed}.",
         f"- Made again by: `python -m auditdm_jax.scenes.zoo --members {member.name} --out zoo`",
         "",
