@@ -111,8 +111,8 @@ def question_batch(auditor: Ask, panel: Panel, batch: dict, key: Array, agreemen
     ]
 
 
-def make_ask(vlm: VLM, template: PromptTemplate, settings: TrainConfig) -> Ask:
-    """One question an image, sampled as in training."""
+def make_ask(vlm: VLM, template: PromptTemplate, max_new_tokens: int, temperature: float) -> Ask:
+    """One sampled question an image."""
 
     def ask_batch(images: Images, key: Array) -> list[tuple[str, bool]]:
         done = ask(
@@ -122,8 +122,8 @@ def make_ask(vlm: VLM, template: PromptTemplate, settings: TrainConfig) -> Ask:
             images,
             key,
             num_generations=1,
-            max_new_tokens=settings.max_question_tokens,
-            temperature=settings.grpo.temperature,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
         )
         is_end = np.isin(np.asarray(done.ids), vlm.config.eos_token_ids) & np.asarray(done.mask)
         return list(zip(decode(vlm, done), is_end.any(axis=-1)[:, 0].tolist(), strict=True))
@@ -131,7 +131,7 @@ def make_ask(vlm: VLM, template: PromptTemplate, settings: TrainConfig) -> Ask:
     return ask_batch
 
 
-def load_panel(trained: str, settings: TrainConfig, batch_size: int) -> tuple[Panel, int]:
+def load_panel(trained: str, settings: TrainConfig, temperature: float, batch_size: int) -> tuple[Panel, int]:
     """The models of a run, and the largest image size any of them takes; the others resample on the device.
 
     trained: the trained auditor, or "" to measure the auditor before training alone. Raises UserError for a
@@ -144,7 +144,8 @@ def load_panel(trained: str, settings: TrainConfig, batch_size: int) -> tuple[Pa
         load_model(name, dtype) for name in (names.target, names.verifier, *names.references)
     )
     template = instruction_template(base, settings.instruction)
-    before, auditor = make_ask(base, template, settings), base
+    sampling = (settings.max_question_tokens, temperature)
+    before, auditor = make_ask(base, template, *sampling), base
     if trained:
         auditor = load_model(trained, dtype)
         own = instruction_template(auditor, settings.instruction)
@@ -157,7 +158,7 @@ def load_panel(trained: str, settings: TrainConfig, batch_size: int) -> tuple[Pa
         return Answerer(vlm, finer * settings.max_question_tokens, settings.max_answer_tokens, batch_size)
 
     panel = Panel(
-        make_ask(auditor, template, settings),
+        make_ask(auditor, template, *sampling),
         before if trained else None,
         answerer(target),
         tuple(answerer(vlm) for vlm in references),
@@ -196,7 +197,7 @@ def main(config: AuditConfig) -> dict[str, Any]:
         run = one_line(Path(config.out) / config.name)
         print(f"there is no run {run}: auditing with the untrained auditor {one_line(models.auditor)!r}")
     batch_size = min(config.batch_size, config.questions)
-    panel, size = load_panel(trained, settings, batch_size)
+    panel, size = load_panel(trained, settings, config.temperature, batch_size)
     spec = config.images or settings.images
     source = open_unseen(spec, settings.images, size, batch_size, config.seed)
     limits = (config.questions, config.prompt_only_questions, settings.reward.agreement, config.seed)
@@ -220,7 +221,7 @@ def main(config: AuditConfig) -> dict[str, Any]:
         "training_seed": settings.seed,
         "instruction": settings.instruction,
         "agreement": settings.reward.agreement,
-        "temperature": settings.grpo.temperature,
+        "temperature": config.temperature,
         "max_question_tokens": settings.max_question_tokens,
         "max_answer_tokens": settings.max_answer_tokens,
         "dtype": settings.dtype,

@@ -15,7 +15,7 @@ class Reward:
 
     agreement: float = 1.0
     """Share of the references that must give the same answer for it to be the consensus; 1 = unanimous."""
-    diversity: float = 10.0
+    diversity: float = 40.0
     """c in 1 / (1 + c * relative frequency): how much less a failure of a kind often found earns; 0 = nothing less."""
     novelty: Literal["answer", "ngrams"] = "answer"
     """Whose frequency that is: of the consensus answer among the failures, or of the question's word sequences."""
@@ -31,7 +31,7 @@ class GRPO:
     """G: questions sampled for each image; the advantage compares them with each other."""
     num_iterations: int = 1
     """Updates made with each batch of questions."""
-    beta: float = 0.1
+    beta: float = 0.03
     """Weight of the KL divergence to the auditor before training."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"
     """k2's gradient is that of the reverse KL; k3's is that of the forward KL."""
@@ -93,7 +93,7 @@ class RunPaths:
 class TrainConfig(RunPaths):
     """Train an auditor to ask what the target gets wrong while the references agree."""
 
-    steps: int = 400
+    steps: int = 800
     """Updates of the auditor."""
     images: tuple[str, ...] = ()
     """Folder, globs, Parquet file or data set of images; without it, the embedded world of scenes."""
@@ -148,6 +148,8 @@ class AuditConfig(RunPaths):
     """By default the run's references."""
     verifier: str = ""
     """Judges discoveries on images other than scenes; by default the run's verifier."""
+    temperature: float = 0.8
+    """Of both auditors, when they ask: lower finds more failures, of fewer kinds. Training has one of its own."""
     batch_size: int = 256
     """Images that go through a model at once."""
 
@@ -157,6 +159,8 @@ class AuditConfig(RunPaths):
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}: it must be 0 or more")
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}: it must be 0 (always the likeliest word) or more")
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,8 @@ def test_settings_that_cannot_be():
             AuditConfig(**{name: 0})
     with pytest.raises(UserError, match="seed is -1"):
         AuditConfig(seed=-1)
+    with pytest.raises(UserError, match="temperature is -1"):
+        AuditConfig(temperature=-1)
 
 
 @pytest.fixture(scope="module")
