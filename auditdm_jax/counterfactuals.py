@@ -143,7 +143,7 @@ class Renderer:
                 )
                 finite = images.isfinite().flatten(1).all(1)
                 good = finite & ~unsafe
-                pixels = (_resized(images, canvas.shape[1:3])[good] * 255).round().to(torch.uint8)
+                pixels = (_resized(images, _pair(canvas.shape[1:3]))[good] * 255).round().to(torch.uint8)
                 after[torch.tensor(rows, device=good.device)[good]] = pixels.permute(0, 2, 3, 1)
                 self.counts["not a number"] += int((~finite).sum())
                 self.counts["unsafe"] += int((finite & unsafe).sum())
@@ -190,7 +190,7 @@ class Renderer:
             arguments["max_sequence_length"] = self.max_tokens
         if self.name == "FluxKontextPipeline":  # or it would scale its image and its output to a megapixel
             arguments |= {"max_area": size[0] * size[1], "_auto_resize": False}
-        if self.name == "QwenImageEditPipeline":
+        if pixels is not None and self.name == "QwenImageEditPipeline":
             # Guidance takes another name and a text to lead away from. The size is read off the image as PIL has it,
             # so this one image goes by way of the host.
             arguments |= {"true_cfg_scale": arguments.pop("guidance_scale"), "prompt": prompts[0]}
