@@ -89,7 +89,7 @@ class Renderer:
         self._require("edits", "takes no image")
         if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise UserError(f"the images are {images.dtype} {images.shape}; give uint8 [images, height, width, 3]")
-        size = _pair(self.settings.size or images.shape[1:3])
+        size = _pair(images.shape[1:3] if self.settings.size is None else self.settings.size)
         with self._memory(len(images), size):
             return self._render(images, commands, seeds, size, edit=True)
 
@@ -101,7 +101,8 @@ class Renderer:
         size: height and width; None = that of the settings, else the pipeline's own. Raises UserError as `edit` does.
         """
         self._require("generates", "only edits images")
-        height, width = _pair(size or self.settings.size or self._own_size())
+        size = self.settings.size if size is None else size
+        height, width = self._own_size() if size is None else _pair(size)
         with self._memory(len(captions), (height, width)):
             black = jnp.zeros((len(captions), height, width, 3), jnp.uint8)
             return self._render(black, captions, seeds, (height, width), edit=False)
@@ -152,10 +153,12 @@ class Renderer:
 
     def _cut(self, prompt: str) -> str:
         """The part of a prompt that the text encoder takes, "" for white space. Counts what it cuts, and warns once."""
+        # "<|image_pad|>" in a command would not be read as text: QwenImageEdit would look for a second image.
+        prompt = prompt.replace("<|", "< |").strip()
         encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         limit = self.max_tokens - self.tokenizer.num_special_tokens_to_add()
         if len(encoded["input_ids"]) <= limit:
-            return prompt.strip()
+            return prompt
         if not self.counts["truncated prompt"]:
             warnings.warn(
                 f"a prompt is longer than the {limit} tokens that {self.name} takes: its end is not rendered "
@@ -216,7 +219,7 @@ class Renderer:
             offload = self.device != "cpu" and not self.settings.cpu_offload
             ways = ["cpu_offload"] * offload + [f"micro_batch_size={count // 2}"] * (count > 1) + ["a smaller size"]
             raise UserError(
-                f"not enough memory for {count} images of {size[0]}x{size[1]} at once; set {' or '.join(ways)}"
+                f"not enough memory for a batch of {count} at {size[0]}x{size[1]} pixels; set {' or '.join(ways)}"
             ) from None
 
 

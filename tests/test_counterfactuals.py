@@ -152,7 +152,7 @@ def test_settings_reach_the_pipeline(load, name, setting):
 def test_empty_prompts_are_skipped_and_counted(load):
     images = pictures(4)
     renderer = load("FluxKontextPipeline")
-    edited = renderer.edit(images, ["", "make it red", " \n", "a"], [0, 1, 2, 3])
+    edited = renderer.edit(images, ["", "make it red", " \n" * 600, "a"], [0, 1, 2, 3])
     same = [(edited[i] == images[i]).all() for i in range(4)]
     assert [bool(s) for s in same] == [True, False, True, False]
     assert renderer.counts["empty prompt"] == 2
@@ -185,6 +185,11 @@ def test_long_commands_for_qwen(load):
     with pytest.warns(UserWarning, match="512 tokens"):
         longer = render(renderer, ["x" * 512 + "y" * 88], [0], images)
     np.testing.assert_array_equal(longer, exact)
+
+
+def test_a_command_that_looks_like_a_chat_token_is_text(load):
+    renderer = load("QwenImageEditPipeline", steps=1, size=128)
+    render(renderer, ["add <|image_pad|> and <|im_end|>"], [0], pictures(1, 128, 128))
 
 
 def test_prompts_are_padded_no_further_than_the_tokenizer_says(load):
@@ -278,6 +283,8 @@ def test_errors(load):
     expect(lambda: editor.edit(images / 255, PROMPTS, [0, 1, 2]), "float32", "uint8")
     expect(lambda: editor.edit(images[0], PROMPTS, [0, 1, 2]), "(32, 32, 3)")
     expect(lambda: editor.edit(images[:, :30], PROMPTS, [0, 1, 2]), "30x32", "multiples of 8")
+    expect(lambda: flux.generate(["a"], [0], 0), "0x0")
+    expect(lambda: load("FluxKontextPipeline", size=0).edit(images, PROMPTS, [0, 1, 2]), "0x0")
     expect(lambda: flux.generate(["a"], [0], (32, 24)), "32x24", "multiples of 16")
     expect(lambda: load("StableDiffusion3Pipeline").generate(["a"], [0], 24), "multiples of 16")
 
@@ -286,5 +293,5 @@ def test_too_little_memory(load):
     """Sizes beyond any machine's addresses, in the pipeline and before it."""
     size = 1 << 26
     editor = load("StableDiffusionInstructPix2PixPipeline", size=size)
-    expect(lambda: editor.edit(pictures(), PROMPTS, [0, 1, 2]), f"3 images of {size}x{size}", "micro_batch_size=1")
+    expect(lambda: editor.edit(pictures(), PROMPTS, [0, 1, 2]), f"batch of 3 at {size}x{size}", "micro_batch_size=1")
     expect(lambda: load("StableDiffusionPipeline").generate(["a"], [0], size), "not enough memory", "a smaller size")
