@@ -1,0 +1,210 @@
+"""[host] Diffusion pipelines of the supported classes: their defaults, and loading one from a directory or the hub.
+
+No code that comes with a checkpoint is run, no pickled weights are read, and the network is used for a hub id only.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+import transformers
+
+from auditdm_jax.errors import UserError, one_line
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """How images are rendered; None is the default of the pipeline's class (`FAMILIES`)."""
+
+    steps: int | None = None
+    """Denoising steps."""
+    guidance: float | None = None
+    """Weight of the text; 1 = no classifier-free guidance."""
+    image_guidance: float | None = None
+    """Weight of the input image; only InstructPix2Pix has it."""
+    size: int | tuple[int, int] | None = None
+    """Height and width that the pipeline works at; None = an edit's own, a generation's as the pipeline was trained."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights; None = bfloat16 on a GPU, float32 on a CPU."""
+    device: str | None = None
+    """As torch names it; None = the GPU where torch sees one."""
+    micro_batch_size: int | None = None
+    """Images rendered at once."""
+    cpu_offload: bool = False
+    """Keeps on the GPU only the part of the pipeline that is at work: slower, in much less of its memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; give 1 or more")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a pipeline class does, and its defaults: those of its `__call__` in diffusers, unless another is named."""
+
+    steps: int
+    guidance: float
+    max_tokens: int
+    """Longest prompt; a tokenizer that declares less has its way."""
+    edits: bool = False
+    generates: bool = False
+    image_guidance: float | None = None
+    micro_batch_size: int = 4
+    alone: str = ""
+    """Why a batch would not give what batches of one give; the latter are made then."""
+
+
+FAMILIES = {
+    # Guidance as in the example of its documentation.
+    "FluxKontextPipeline": Family(28, 2.5, 512, edits=True, generates=True),
+    "QwenImageEditPipeline": Family(
+        50, 4.0, 512, edits=True, alone="it shows its text encoder several images at another size than one"
+    ),
+    "StableDiffusionInstructPix2PixPipeline": Family(100, 7.5, 77, edits=True, image_guidance=1.5, micro_batch_size=8),
+    "FluxPipeline": Family(28, 3.5, 512, generates=True),
+    "StableDiffusionPipeline": Family(50, 7.5, 77, generates=True, micro_batch_size=8),
+    "StableDiffusion3Pipeline": Family(28, 7.0, 256, generates=True),
+}
+# FluxPipeline without guidance embeddings is the distilled FLUX.1-schnell; values of its documentation.
+SCHNELL = Family(4, 0.0, 256, generates=True)
+# Where a pipeline's parts may come from; "stable_diffusion" is diffusers' own name for its safety checker.
+LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
+
+
+class StillImageProcessor(transformers.Qwen2VLProcessor):
+    """The processor of QwenImageEdit without its part for videos, which is not used and would need torchvision."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any):
+        super().__init__(image_processor, tokenizer, None, chat_template)
+
+
+def family_of(pipeline: Any) -> Family:
+    """The defaults of a loaded pipeline."""
+    name = type(pipeline).__name__
+    if name == "FluxPipeline" and not pipeline.transformer.config.guidance_embeds:
+        return SCHNELL
+    return FAMILIES[name]
+
+
+def load_pipeline(path_or_hub_id: str | Path, settings: RenderSettings) -> tuple[Any, str]:
+    """The pipeline in a directory, or of the hub id "owner/name", and the device it works on.
+
+    Raises UserError, in one line, if it is missing, damaged, of a class that is not in `FAMILIES`, or too large for
+    the memory.
+    """
+    gpu = torch.cuda.is_available()
+    device = settings.device or ("cuda" if gpu else "cpu")
+    if device.startswith("cuda") and not gpu:
+        raise UserError(f"device is {device}, and this torch sees no GPU; leave it out to render on the CPU")
+    if settings.cpu_offload and not (device.startswith("cuda") and find_spec("accelerate")):
+        raise UserError("cpu_offload needs a GPU that torch sees, and the package accelerate; leave it out")
+    dtype = getattr(torch, settings.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    directory = _directory_of(path_or_hub_id)
+    name = _check_index(directory)
+    try:
+        with quiet() as messages:
+            parts = {}
+            if name == "QwenImageEditPipeline":
+                parts["processor"] = StillImageProcessor.from_pretrained(directory / "processor")
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                directory, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **parts
+            )
+            pipeline.set_progress_bar_config(disable=True)
+            # Without accelerate, diffusers leaves StableDiffusion3's in the dtype of its file.
+            (pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer).to(dtype)
+            if settings.cpu_offload:
+                pipeline.enable_model_cpu_offload(device=device)
+            else:
+                pipeline.to(device)
+    except Exception as error:  # a missing file, a damaged one and a wrong shape come as many error types
+        if is_out_of_memory(error):
+            raise UserError(f"not enough memory to load {directory}; set cpu_offload or a smaller dtype") from None
+        raise UserError(
+            f"the pipeline in {directory} cannot be loaded ({one_line(error, 200)}); copy all of its files again"
+        ) from None
+    for message in messages:
+        if "newly initialized" in message:  # both libraries would only log this, and render noise
+            report = one_line(message.replace(str(directory), ""), 200)
+            raise UserError(f"weights are missing in {directory} ({report}); copy all of its files again")
+    return pipeline, device
+
+
+def _directory_of(path_or_hub_id: str | Path) -> Path:
+    """The path itself, or a snapshot of the hub id. Raises UserError if there is neither."""
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path
+    name = str(path_or_hub_id)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"no pipeline directory {name}; give an existing directory or a hub id such as owner/name")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        _check_index(Path(hf_hub_download(name, "model_index.json")).parent)  # before gigabytes are fetched
+        return Path(diffusers.DiffusionPipeline.download(name, use_safetensors=True))
+    except UserError:
+        raise
+    except Exception as error:  # the hub client has many error types, and each message is long
+        reason = one_line(error, 160) or type(error).__name__
+        raise UserError(f"cannot fetch {name} ({reason}); check the name, the network and your access") from None
+
+
+def _check_index(directory: Path) -> str:
+    """The pipeline class of a directory. Raises UserError for one that is not supported, or brings its own code."""
+    file = directory / "model_index.json"
+    if not file.exists():
+        raise UserError(f"{directory} has no model_index.json; give the directory of a diffusers pipeline")
+    try:
+        index = json.loads(file.read_text())
+        name = index["_class_name"]
+        libraries = {part[0] for part in index.values() if isinstance(part, list)}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({one_line(error, 160)}); copy it again") from None
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(
+            f"{one_line(name, 80)} is not supported; use one that takes text, and an image to edit: "
+            + ", ".join(FAMILIES)
+        )
+    if foreign := libraries - LIBRARIES:
+        raise UserError(f"{file} names parts from {one_line(foreign, 80)}, which are not run; use a stock pipeline")
+    return name
+
+
+@contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Holds back what diffusers and transformers log, warn of and draw; yields the logged messages."""
+    messages: list[str] = []
+    keeper = logging.Handler(logging.WARNING)
+    keeper.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    handlers = [logger.handlers for logger in loggers]
+    drawing = [library for library in (diffusers.logging, transformers.logging) if library.is_progress_bar_enabled()]
+    try:
+        for logger in loggers:
+            logger.handlers = [keeper]
+        for library in drawing:
+            library.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield messages
+    finally:
+        for logger, before in zip(loggers, handlers, strict=True):
+            logger.handlers = before
+        for library in drawing:
+            library.enable_progress_bar()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A GPU raises a type of its own; on a CPU, and in JAX, only the words tell."""
+    words = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error).lower() for word in words)
