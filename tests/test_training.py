@@ -42,6 +42,13 @@ def test_fused_step_equals_the_one_through_text(config, parts):
     """Ids passed on the device and text passed through the host must train the same, where tokens are shared."""
     players, settings, state, cast = parts
     assert training.share_tokens(players)
+    # Pieces of words, markers and rows beyond the vocabulary, which an untrained auditor samples too, are not the same
+    # once they were text: whole words only.
+    auditor = cast.auditor.config
+    words = {index for word, index in players.auditor.tokenizer.get_vocab().items() if word.isalpha()}
+    other = set(range(auditor.text.vocab_size)) - words - set(auditor.eos_token_ids)
+    auditor = dataclasses.replace(auditor, forbidden_token_ids=tuple(sorted(other)))
+    cast = dataclasses.replace(cast, auditor=dataclasses.replace(cast.auditor, config=auditor))
     batch = next(training.open_source(config, 64, "train"))["image"]
     copy = dataclasses.replace(state, trained=jax.tree.map(jnp.copy, state.trained))
     fused, metrics, record = make_step(cast, settings)(copy, batch)
