@@ -2,6 +2,7 @@
 
 import io
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def main(config: Config) -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(1.6, 1))
     for axis, row in zip(left.subplots(2, 4).flat, seen.values(), strict=False):
         axis.imshow(Image.open(io.BytesIO(row["image"]["bytes"])), interpolation="nearest")
-        axis.set_title(row["question"].replace(" the ", "\nthe ", 1), fontsize=8)
+        axis.set_title(textwrap.fill(row["question"], 24), fontsize=8)
         axis.set_xlabel(f"target: {row['target_answer']}\nreferences: {row['consensus']}", fontsize=8)
         axis.set_xticks([]), axis.set_yticks([])
     metrics = [json.loads(line) for line in (config.run / "metrics.jsonl").read_text().splitlines()]
