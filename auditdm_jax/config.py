@@ -171,13 +171,13 @@ class RectifyConfig(RunPaths):
     """A discoveries file; by default the run's own."""
     images: tuple[str, ...] = ()
     """Further images to ask about, as for train; by default those the run was trained on."""
-    steps: int = 500
+    steps: int = 600
     """Updates in each arm."""
     images_per_step: int = 16
     """Images in an update."""
     questions_per_image: int = 8
     """Questions of each image in an update; even, because half are the audit's."""
-    pool: int = 1024
+    pool: int = 768
     """Images that are asked about to make the training questions, beside as many of the discoveries' own."""
     optimizer: Literal["adamw", "muon"] = "muon"
     learning_rate: float = 1e-2
