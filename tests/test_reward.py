@@ -163,8 +163,8 @@ def test_a_failure_of_a_kind_often_found_earns_less(novelty):
     outcome = disagreement(jnp.array([[1, 1, 1, 9]], jnp.uint32), no, references, no[None], abstain_id=3)
     ids = jnp.array([[[4, 5], [4, 6], [4, 6], [4, 6]]])
     questions = Completions(ids, jnp.ones(ids.shape, bool), jnp.zeros(ids.shape))
-    settings_ = Reward(diversity=2.0, novelty=novelty, ngram=1)
-    rewards, archive = diversified(outcome, questions, jnp.zeros(4096), settings_)
+    reward = Reward(diversity=2.0, novelty=novelty, ngram=1)
+    rewards, archive = diversified(outcome, questions, jnp.zeros(4096), reward)
     # After one batch the archive holds a tenth of each part's share.
     if novelty == "answer":  # of the three failures two have 7 for the right answer
         shares = [[0.2 / 3], [0.2 / 3], [0.1 / 3]]

@@ -199,6 +199,7 @@ def batches(vlm: VLM, member: Member, start: int):
 
     if not member.asks:
         yield from answering(start)
+        return
     together = member.steps * 2 // 3
     ask = Encoder(vlm, instruction_template(vlm, QUESTION_INSTRUCTION), max_question_tokens=0, max_answer_tokens=12)
 
