@@ -177,11 +177,13 @@ def update(
     logps_of = partial(question_logps, temperature=grpo.temperature, remat=settings.remat)
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     ref_logps = logps_of(frozen.auditor, *arguments) if grpo.beta else None
-    old_logps = jax.lax.stop_gradient(logps_of(auditor_params(trained.auditor, frozen.auditor), *arguments))
+    # With one iteration the auditor that asked is the one that learns: its log-probs need no forward pass of their own.
+    before = None if grpo.num_iterations == 1 else logps_of(auditor_params(trained.auditor, frozen.auditor), *arguments)
 
-    def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
+    def loss_of(trainable: Params) -> tuple[Array, tuple[dict[str, Array], Array]]:
         logps = logps_of(auditor_params(trainable, frozen.auditor), *arguments)
-        return policy_gradient_loss(
+        old_logps = jax.lax.stop_gradient(logps if before is None else before)
+        loss, metrics = policy_gradient_loss(
             rows(logps),
             rows(old_logps),
             None if ref_logps is None else rows(ref_logps),
@@ -195,16 +197,17 @@ def update(
             loss_type=grpo.loss_type,
             kl_estimator=grpo.kl_estimator,
         )
+        return loss, (metrics, old_logps)
 
     def iteration(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple[Params, optax.OptState], dict]:
         trainable, opt_state = carry
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        (loss, (metrics, old_logps)), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, opt_state = settings.optimizer.update(grads, opt_state, trainable)
+        drift = jnp.where(questions.mask, jnp.abs(old_logps - questions.logps), 0.0)
+        metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / questions.mask.sum()}
         metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return (optax.apply_updates(trainable, updates), opt_state), metrics
 
     carry, metrics = jax.lax.scan(iteration, (trained.auditor, trained.opt_state), length=grpo.num_iterations)
-    drift = jnp.where(questions.mask, jnp.abs(old_logps - questions.logps), 0.0)
     metrics = jax.tree.map(lambda x: x[-1], metrics)
-    metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / questions.mask.sum()}
     return replace(trained, auditor=carry[0], opt_state=carry[1], step=trained.step + 1), metrics

@@ -20,7 +20,7 @@ from auditdm_jax.models.vlm import VLM, encode_images
 from auditdm_jax.prompts import PromptTemplate
 from auditdm_jax.rollout import instruction_prompt
 from auditdm_jax.sampling import sample
-from auditdm_jax.scenes.zoo import MEMBERS, new_model
+from auditdm_jax.scenes.members import MEMBERS, new_model
 
 PROMPTS, COMPLETIONS, TOKENS = 8, 8, 16
 

@@ -27,7 +27,7 @@ from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_template
 from auditdm_jax.rollout import ask
 from auditdm_jax.scenes.dataset import scenes_of
-from auditdm_jax.scenes.zoo import MEMBERS, new_model
+from auditdm_jax.scenes.members import MEMBERS, new_model
 from auditdm_jax.state import Frozen, Role, Trained
 from auditdm_jax.step import update
 from auditdm_jax.training import step_settings

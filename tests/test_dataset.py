@@ -104,10 +104,11 @@ def test_consecutive_seeds_make_consecutive_scenes():
     assert np.array_equal(pictures[2], render(scenes[2]))
 
 
-def test_nonsense_comes_last():
-    batches = list(islice(dataset.question_stream(2, 0, **SETTINGS, nonsense_from=20), 40))
+def test_nonsense_comes_in_its_batches_only():
+    batches = list(islice(dataset.question_stream(2, 0, **SETTINGS, nonsense=range(20, 40)), 50))
     skills = [{question.skill for row in questions for question in row} for _, questions in batches]
     assert not any("nonsense" in met for met in skills[:20])
-    assert any("nonsense" in met for met in skills[20:])
+    assert any("nonsense" in met for met in skills[20:40])
+    assert not any("nonsense" in met for met in skills[40:])
     plain = list(islice(dataset.question_stream(2, 0, **SETTINGS), 20))
     assert [questions for _, questions in plain] == [questions for _, questions in batches[:20]]

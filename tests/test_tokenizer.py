@@ -15,6 +15,7 @@ from auditdm_jax.prompts import (
     template_for,
 )
 from auditdm_jax.scenes.language import FORMS, SKILLS, UNCLEAR
+from auditdm_jax.scenes.members import Member, new_model
 from auditdm_jax.scenes.questions import Asker
 from auditdm_jax.scenes.render import render
 from auditdm_jax.scenes.tokenizer import SPECIAL_TOKENS, build_tokenizer, vocabulary
@@ -30,7 +31,6 @@ from auditdm_jax.scenes.world import (
     caption,
     sample_scene,
 )
-from auditdm_jax.scenes.zoo import Member, new_model
 
 
 @pytest.fixture(scope="module")

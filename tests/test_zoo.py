@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny_zoo import SMALL
 
-from auditdm_jax.scenes.zoo import MEMBERS, Member, batches, new_model
+from auditdm_jax.scenes.members import MEMBERS, Member, new_model
+from auditdm_jax.scenes.zoo import batches
 
 LESSONS = dict(steps=8, unanswerable=0.2, images=2, questions=4, description=0.2)
 ANSWERS = Member("a", "paligemma", seed=1, **SMALL | LESSONS)

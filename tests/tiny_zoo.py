@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from auditdm_jax.scenes.zoo import Member, new_model
+from auditdm_jax.scenes.members import Member, new_model
 
 SMALL = dict(steps=1, width=32, text_layers=1, heads=1, mlp=32, vision_width=32, vision_layers=1)
 

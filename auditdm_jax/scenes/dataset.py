@@ -56,20 +56,20 @@ def question_stream(
     distribution: str,
     unanswerable: float = 0.0,
     description: float = 0.0,
-    nonsense_from: int | None = None,
+    nonsense: range = range(0),
 ) -> Iterator[tuple[np.ndarray, list[list[Question]]]]:
     """Training batches from number `start` on: uint8 [images, 64, 64, 3] and as many lists of `per_image` questions.
 
-    Batch i depends on (seed, i) alone, so a resumed run goes on exactly where it stopped. From batch `nonsense_from`
-    on, some of the unanswerable questions are nonsense (`Asker.nonsense`).
+    Batch i depends on (seed, i) alone, so a resumed run goes on exactly where it stopped. In the batches
+    `nonsense`, some of the unanswerable questions are nonsense (`Asker.nonsense`).
     """
     batch = start
     while True:
         scenes, pictures = scenes_of("train", seed * 100_000_000 + batch * images, images)
         rng = np.random.default_rng((seed, batch))
         askers = [Asker(scene, rng) for scene in scenes]
-        nonsense = NONSENSE_SHARE if nonsense_from is not None and batch >= nonsense_from else 0.0
-        settings = (distribution, "train", unanswerable, description, nonsense)
+        share = NONSENSE_SHARE if batch in nonsense else 0.0
+        settings = (distribution, "train", unanswerable, description, share)
         yield pictures, [[asker.draw(*settings) for _ in range(per_image)] for asker in askers]
         batch += 1
 
