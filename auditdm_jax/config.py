@@ -15,7 +15,7 @@ class Reward:
 
     agreement: float = 1.0
     """Share of the references that must give the same answer for it to be the consensus; 1 = unanimous."""
-    diversity: float = 40.0
+    diversity: float = 60.0
     """c in 1 / (1 + c * relative frequency): how much less a failure of a kind often found earns; 0 = nothing less."""
     novelty: Literal["answer", "ngrams"] = "answer"
     """Whose frequency that is: of the consensus answer among the failures, or of the question's word sequences."""
@@ -46,7 +46,8 @@ class GRPO:
     temperature: float = 1.0
     """Sampling temperature of the auditor; log-probabilities are taken at the same one."""
     learning_rate: float = 1e-3
-    """Peak of the learning rate (AdamW); linear warm-up over a tenth of the steps, then cosine to a third."""
+    """Peak of the learning rate (AdamW); linear warm-up over a tenth of the steps, then cosine to a
+    twentieth: a higher rate at the end costs success."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm."""
 
@@ -93,7 +94,7 @@ class RunPaths:
 class TrainConfig(RunPaths):
     """Train an auditor to ask what the target gets wrong while the references agree."""
 
-    steps: int = 800
+    steps: int = 1000
     """Updates of the auditor."""
     images: tuple[str, ...] = ()
     """Folder, globs, Parquet file or data set of images; without it, the embedded world of scenes."""

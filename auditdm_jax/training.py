@@ -100,7 +100,7 @@ def retokenizer(players: Players) -> Translate:
 def step_settings(config: TrainConfig) -> StepSettings:
     grpo = config.grpo
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, grpo.learning_rate, max(1, config.steps // 10), max(2, config.steps), grpo.learning_rate / 3
+        0.0, grpo.learning_rate, max(1, config.steps // 10), max(2, config.steps), grpo.learning_rate / 20
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(grpo.max_grad_norm), optax.adamw(schedule, b2=0.99, weight_decay=0.0)

@@ -86,8 +86,6 @@ MEMBERS = {
             unanswerable=0.12,
             description=0.25,
             learning_rate=0.006,
-            images=16,
-            questions=16,
         ),
     )
 }
