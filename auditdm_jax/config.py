@@ -149,7 +149,7 @@ class AuditConfig(RunPaths):
     """By default the run's references."""
     verifier: str = ""
     """Judges discoveries on images other than scenes; by default the run's verifier."""
-    temperature: float = 0.8
+    temperature: float = 0.6
     """Of both auditors, when they ask: lower finds more failures, of fewer kinds. Training has one of its own."""
     batch_size: int = 256
     """Images that go through a model at once."""
