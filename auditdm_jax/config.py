@@ -94,7 +94,7 @@ class RunPaths:
 class TrainConfig(RunPaths):
     """Train an auditor to ask what the target gets wrong while the references agree."""
 
-    steps: int = 1000
+    steps: int = 800
     """Updates of the auditor."""
     images: tuple[str, ...] = ()
     """Folder, globs, Parquet file or data set of images; without it, the embedded world of scenes."""
