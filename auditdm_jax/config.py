@@ -94,7 +94,7 @@ class RunPaths:
 class TrainConfig(RunPaths):
     """Train an auditor to ask what the target gets wrong while the references agree."""
 
-    steps: int = 800
+    steps: int = 900
     """Updates of the auditor."""
     images: tuple[str, ...] = ()
     """Folder, globs, Parquet file or data set of images; without it, the embedded world of scenes."""
@@ -105,7 +105,7 @@ class TrainConfig(RunPaths):
     grpo: GRPO = field(default_factory=GRPO)
     instruction: str = QUESTION_INSTRUCTION
     """p_q: what the auditor is told."""
-    max_question_tokens: int = 16
+    max_question_tokens: int = 13
     """Questions that have not ended by then are over-long and earn nothing."""
     max_answer_tokens: int = 3
     """Answers are cut there."""
