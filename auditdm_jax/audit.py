@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from auditdm_jax import discoveries
 from auditdm_jax.config import AuditConfig, TrainConfig
-from auditdm_jax.data import ImageSource, open_images
+from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.errors import one_line
 from auditdm_jax.evals import Answerer
 from auditdm_jax.files import write_json
@@ -153,9 +153,7 @@ def load_panel(trained: str, settings: TrainConfig, temperature: float, batch_si
         template = template if np.array_equal(own.prefix_ids, template.prefix_ids) else own
 
     def answerer(vlm: VLM) -> Answerer:
-        # Another vocabulary may cut the same words finer.
-        finer = 1 if vlm.tokenizer.get_vocab() == base.tokenizer.get_vocab() else 2
-        return Answerer(vlm, finer * settings.max_question_tokens, settings.max_answer_tokens, batch_size)
+        return Answerer.of_run(vlm, base, settings, batch_size)
 
     panel = Panel(
         make_ask(auditor, template, *sampling),
@@ -239,8 +237,7 @@ def print_report(summary: dict[str, Any], counts: dict[str, int], folder: Path) 
     print("auditor {}, target {}, references {}".format(*map(one_line, names)))
     for line in report_lines(summary):
         print(line)
-    skipped = ", ".join(f"{n} {one_line(reason)}" for reason, n in summary["skipped_images"].items())
-    if skipped:
-        print(f"\nimages skipped: {skipped}")
+    if summary["skipped_images"]:
+        print(f"\nimages skipped: {reasons(summary['skipped_images'])}")
     wrote = ", ".join(f"{name}.parquet ({count} rows)" for name, count in counts.items())
     print(f"\nwritten to {one_line(folder)}: {wrote}, summary.json")

@@ -33,7 +33,8 @@ class Checkpointer:
     """The checkpoints of one run folder, of which the newest `keep` stay.
 
     Opening writes `config.json`, or compares it where the folder already has checkpoints: raises UserError,
-    naming the fields, if the run was made with other settings. Fields in `may_differ` ("steps", or
+    naming the fields, if the run was made with other settings, or, where a `fresh` run is wanted, if it has
+    checkpoints at all. Fields in `may_differ` ("steps", or
     "log.every" for a nested one) are free to change, so that a run can be prolonged.
     """
 
@@ -44,6 +45,7 @@ class Checkpointer:
         *,
         keep: int = 3,
         may_differ: Sequence[str] = (),
+        fresh: bool = False,
     ) -> None:
         self._run = Path(run)
         self._folder = self._run.absolute() / "checkpoints"
@@ -58,6 +60,11 @@ class Checkpointer:
         settings = self._run / "config.json"
         if self.latest_step() is not None and settings.exists():
             check_config(read_json(settings), self._config, self._run, self._may_differ)
+        if fresh and self.latest_step() is not None:
+            raise UserError(
+                f"{one_line(self._run)} already holds a run of {self.latest_step()} steps; add --resume to go on, "
+                "--overwrite to begin again, or --name to begin another"
+            )
         write_json(settings, self._config)
 
     def latest_step(self) -> int | None:

@@ -7,6 +7,7 @@ import tyro
 
 from auditdm_jax.errors import UserError
 from auditdm_jax.prompts import QUESTION_INSTRUCTION
+from auditdm_jax.scenes.zoo_paths import same_model
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Models:
     """Judges discoveries where no oracle can; takes no part in training."""
 
     def __post_init__(self) -> None:
-        if self.target in self.references:
+        if any(same_model(self.target, name) for name in self.references):
             raise UserError(f"the references contain the target {self.target!r}: leave it out of --references")
         if not self.references:
             raise UserError("references is empty: name at least one model (two or more are needed for agreement)")
@@ -88,6 +89,10 @@ class RunPaths:
     """Folder of all runs."""
     seed: int = 0
     """Seeds everything that is drawn."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}: it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ class TrainConfig(RunPaths):
     """Begin again where this name already has a run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens", "probe_every")
         for name in (*counts, "checkpoint_every"):
             if getattr(self, name) < 1:
@@ -155,11 +161,10 @@ class AuditConfig(RunPaths):
     """Images that go through a model at once."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("questions", "prompt_only_questions", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}: it must be 0 or more")
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}: it must be 0 (always the likeliest word) or more")
 
@@ -170,6 +175,10 @@ class RectifyConfig(RunPaths):
 
     discoveries: str = ""
     """A discoveries file; by default the run's own."""
+    target: str = ""
+    """The model to repair; by default the one that the run's audit was of."""
+    references: tuple[str, ...] = ()
+    """By default those of the run's audit."""
     images: tuple[str, ...] = ()
     """Further images to ask about, as for train; by default those the run was trained on."""
     steps: int = 600
@@ -191,7 +200,11 @@ class RectifyConfig(RunPaths):
     """Test questions, in equal numbers over the skills, for each evaluation."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "images_per_step", "test_questions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
         if self.questions_per_image % 2 or self.questions_per_image < 2:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be even, half are the audit's")
-        if self.steps < 1 or self.pool < self.images_per_step:
-            raise UserError(f"steps is {self.steps} and pool {self.pool}: at least 1 step, and a batch of images")
+        if self.pool < self.images_per_step:
+            raise UserError(f"pool is {self.pool}: it must be at least the {self.images_per_step} images of a step")

@@ -10,7 +10,7 @@ Image ids are text from files and so untrusted (see image_files).
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypedDict
 
@@ -18,8 +18,8 @@ import grain
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from auditdm_jax.errors import UserError
-from auditdm_jax.image_files import Record, encoded, find_images, listed
+from auditdm_jax.errors import UserError, one_line
+from auditdm_jax.image_files import Record, encoded, find_images
 from auditdm_jax.images import MAX_PIXELS, BadImage, decode_rgb
 
 HELD_OUT = 0.1
@@ -54,18 +54,15 @@ def open_images(
     `hf://datasets/OWNER/NAME`, fetched from the hub. `split` divides the images by a hash of their ids, so
     the same image is on the same side in every run and whatever else the folder holds.
 
-    Raises UserError for an item that is missing or has no images, an unreadable table, or an empty split.
+    Raises UserError for an item that is missing or has no images, or an unreadable table.
     """
     if not spec:
         raise UserError("no images are named; give --images a folder, a glob or a Parquet file")
     records = find_images(spec)
     if split != "all":
-        records = [r for r in records if is_held_out(r.image_id) == (split == "heldout")]
-        if not records:
-            raise UserError(
-                f"no image falls into the split {split!r} of {listed(spec)}; "
-                f"add images ({HELD_OUT:.0%} are held out) or name another folder"
-            )
+        held_out = held_out_ids([record.image_id for record in records])
+        chosen = [r for r in records if (r.image_id in held_out) == (split == "heldout")]
+        records = chosen or records  # of a single image, both sides are that image
     return ImageSource(records, size, batch_size, seed, num_epochs, max_pixels, num_threads)
 
 
@@ -157,8 +154,8 @@ class ImageSource:
                 self._bad[index] = str(error)
                 all_bad = len(self._bad) == len(self._records)
         if all_bad:  # an endless pipeline would search for ever
-            reasons = ", ".join(f"{n} {reason}" for reason, n in self.skipped.items())
-            raise UserError(f"none of the {self.num_images} images can be used ({reasons}); give other --images")
+            why = reasons(self.skipped)
+            raise UserError(f"none of the {self.num_images} images can be used ({why}); give other --images")
         return None
 
 
@@ -172,7 +169,14 @@ def _stack(rows: Sequence[tuple[str, np.ndarray]], batch_size: int) -> ImageBatc
     }
 
 
-def is_held_out(image_id: str) -> bool:
-    """Whether an image belongs to the held-out split."""
-    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < HELD_OUT * 2**64
+def held_out_ids(image_ids: Sequence[str]) -> set[str]:
+    """The images of the held-out split, by a hash of their ids; of two or more, at least one and never all."""
+    rank = {name: int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") for name in image_ids}
+    ordered = sorted(rank, key=lambda name: (rank[name], name))
+    count = sum(value < HELD_OUT * 2**64 for value in rank.values())
+    return set(ordered[: min(max(count, 1), len(ordered) - 1)])
+
+
+def reasons(skipped: Mapping[str, int]) -> str:
+    """Counts by reason, safe to print: "2 truncated, 1 not an image"."""
+    return ", ".join(f"{count} {one_line(reason)}" for reason, count in skipped.items())

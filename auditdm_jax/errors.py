@@ -4,7 +4,7 @@ import errno
 import sys
 from collections.abc import Callable
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -60,6 +60,8 @@ def run_cli(main: Callable[[], object]) -> None:
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             place = getattr(error, "filename", None) or "a file"
             _fail(f"no permission to use {place}; change its permissions or choose another place", 2)
+        if isinstance(error, NotADirectoryError | FileExistsError | FileNotFoundError) and error.filename:
+            _fail(f"{error.filename} cannot be used ({error.strerror}); choose another place", 2)
         raise
 
 

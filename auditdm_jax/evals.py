@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from auditdm_jax.answers import normalize
+from auditdm_jax.config import TrainConfig
 from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import PromptTemplate, fill, padded, template_for, texts_of
@@ -34,6 +35,13 @@ class Answerer:
     def __init__(self, vlm: VLM, max_question_tokens: int = 16, max_new_tokens: int = 3, batch_size: int = 256):
         self.vlm, self.template = vlm, template_for(vlm)
         self.max_question, self.max_new, self.batch_size = max_question_tokens, max_new_tokens, batch_size
+
+    @classmethod
+    def of_run(cls, vlm: VLM, auditor: VLM, settings: TrainConfig, batch_size: int = 256) -> "Answerer":
+        """One that takes the longest question the run's auditor may ask, and gives answers of the run's length."""
+        # Another vocabulary may cut the same words finer.
+        finer = 1 if vlm.tokenizer.get_vocab() == auditor.tokenizer.get_vocab() else 2
+        return cls(vlm, finer * settings.max_question_tokens, settings.max_answer_tokens, batch_size)
 
     def __call__(self, images: np.ndarray, questions: Sequence[str], progress: str = "") -> list[str]:
         """images: uint8 [N, H, W, 3]; questions: N strings, cut at the longest question allowed. Answers: N strings."""

@@ -1,5 +1,6 @@
 """[host] What a training run shows and writes: progress bar, metrics.jsonl, TensorBoard."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from tqdm import tqdm
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import append_jsonl, rewind_jsonl
 
+VERIFIED = "heldout/oracle/verified"
+
 
 class Log:
     """Use as a context manager. Rows after step `first` of an interrupted run are dropped, so no step stands twice."""
 
     def __init__(self, run: Path, first: int, steps: int):
         self.path = run / "metrics.jsonl"
+        if first == 0:  # what a run left that was killed before its first checkpoint, or is begun again
+            self.path.unlink(missing_ok=True)
+            shutil.rmtree(run / "tensorboard", ignore_errors=True)
         rewind_jsonl(self.path, first)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first)
         self.bar = tqdm(total=steps, initial=first, desc="compiling", unit="step", smoothing=0.05)
@@ -55,6 +61,6 @@ class Log:
         append_jsonl(self.path, {"step": number, **row})
         for name, value in row.items():
             self.board.add_scalar(name, value, number)
-        if "heldout/verified" in row:
-            self.shown["verified"] = row["heldout/verified"]
+        if VERIFIED in row:
+            self.shown["verified"] = row[VERIFIED]
         self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.shown.items()})

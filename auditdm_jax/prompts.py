@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
+from jinja2 import TemplateError
 
-from auditdm_jax.errors import UserError
+from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.sampling import Prompt
 
 if TYPE_CHECKING:
@@ -47,11 +48,20 @@ def answer_text(family: str, processor: Any, question: str) -> str:
     if family == "paligemma":
         return f"{processor.image_token}answer en {question}"
     if getattr(processor, "chat_template", None) is None and processor.tokenizer.chat_template is None:
-        raise UserError("the Gemma 3 processor has no chat template; add chat_template.jinja to its directory")
+        raise UserError(f"{_named(processor)} has no chat template; add chat_template.jinja to its directory")
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     # A template kept by the tokenizer alone is an older layout; both read the same turns.
     owner = processor if getattr(processor, "chat_template", None) is not None else processor.tokenizer
-    return owner.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    try:
+        return owner.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template of {_named(processor)} is broken ({one_line(error, 80)}); copy it from the model's page"
+        ) from None
+
+
+def _named(processor: Any) -> str:
+    return one_line(processor.tokenizer.name_or_path or "the Gemma 3 processor", 120)
 
 
 def expanded_text(family: str, processor: Any, text: str) -> str:
@@ -92,7 +102,19 @@ def template_for(vlm: "VLM", before: str = "", after: str = "") -> PromptTemplat
     """
     text = answer_text(vlm.config.family, vlm.processor, f"{before}{_QUESTION}{after}")
     prefix, _, suffix = expanded_text(vlm.config.family, vlm.processor, text).partition(_QUESTION)
-    return PromptTemplate(token_ids(vlm.tokenizer, prefix), token_ids(vlm.tokenizer, suffix))
+    return _with_image(vlm, PromptTemplate(token_ids(vlm.tokenizer, prefix), token_ids(vlm.tokenizer, suffix)))
+
+
+def _with_image(vlm: "VLM", template: PromptTemplate) -> PromptTemplate:
+    """The template, if it shows the image: a chat template without a place for it would leave the model blind."""
+    shown = int((np.concatenate([template.prefix_ids, template.suffix_ids]) == vlm.config.image_token_id).sum())
+    if shown != vlm.config.num_image_tokens:
+        raise UserError(
+            f"the prompt of {_named(vlm.processor)} has {shown} image tokens where the model needs "
+            f"{vlm.config.num_image_tokens}: its chat template leaves the image out or repeats it; "
+            "copy chat_template.jinja from the model's page"
+        )
+    return template
 
 
 def fill(
@@ -129,4 +151,4 @@ def instruction_template(vlm: "VLM", instruction: str) -> PromptTemplate:
     else:
         text = answer_text(vlm.config.family, vlm.processor, instruction)
     expanded = expanded_text(vlm.config.family, vlm.processor, text)
-    return PromptTemplate(token_ids(vlm.tokenizer, expanded), np.zeros(0, np.int32))
+    return _with_image(vlm, PromptTemplate(token_ids(vlm.tokenizer, expanded), np.zeros(0, np.int32)))

@@ -10,6 +10,7 @@ again of other images, whatever the target says there, they carry no such select
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from auditdm_jax import discoveries
 from auditdm_jax.config import RectifyConfig, TrainConfig
-from auditdm_jax.data import open_images
+from auditdm_jax.data import open_images, reasons
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer, accuracy
 from auditdm_jax.files import atomic_folder, write_json
@@ -29,9 +30,8 @@ from auditdm_jax.finetune import Batch, Encoder, fit, init_state, make_optimizer
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import consensus_of
-from auditdm_jax.prompts import template_for
 from auditdm_jax.rollout import ask_many
-from auditdm_jax.runs import trained_auditor, training_settings
+from auditdm_jax.runs import audited_models, trained_auditor, training_settings
 from auditdm_jax.scenes.dataset import balanced_set, scenes_of
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.taxonomy import question_label
@@ -56,16 +56,16 @@ class Exam(NamedTuple):
     truths: Sequence[str]
     skills: Sequence[str]
 
-    def score(self, model: VLM) -> dict:
+    def score(self, answerer: Answerer) -> dict:
         """Accuracy overall, with its interval, and by skill."""
-        return accuracy(Answerer(model)(self.images, self.questions, "examining"), self.truths, self.skills)
+        return accuracy(answerer(self.images, self.questions, "examining"), self.truths, self.skills)
 
 
 class Ensemble:
     """The references, asked together."""
 
-    def __init__(self, models: Sequence[VLM], agreement: float):
-        self.answerers, self.agreement = [Answerer(model) for model in models], agreement
+    def __init__(self, answerers: Sequence[Answerer], agreement: float):
+        self.answerers, self.agreement = answerers, agreement
 
     def teach(self, images: np.ndarray, questions: list[list[str]]) -> Lessons:
         """Of each image's questions those that the references agree on, with their answer.
@@ -134,16 +134,16 @@ def finetuned(target: VLM, data: Iterator[Batch], config: RectifyConfig, name: s
     return VLM(params, target.config, target.processor, target.hf_config)
 
 
-def pool_of(config: RectifyConfig, trained: TrainConfig, size: int) -> tuple[np.ndarray, bool]:
-    """`config.pool` images to ask about, uint8 [N, size, size, 3], and whether they are scenes."""
+def pool_of(config: RectifyConfig, trained: TrainConfig, size: int) -> tuple[np.ndarray, bool, dict[str, int]]:
+    """`config.pool` images to ask about, uint8 [N, size, size, 3], whether they are scenes, and what was skipped."""
     spec = config.images or trained.images
     if not spec:
         # Seeds apart from those the auditor trained on.
-        return scenes_of("train", (3000 + config.seed) * 100_000_000, config.pool)[1], True
+        return scenes_of("train", (3000 + config.seed) * 100_000_000, config.pool)[1], True, {}
     source = open_images(spec, size, min(config.pool, 64), config.seed, split="train" if trained.images else "all")
     count = min(config.pool, source.num_images)
     chunks = [next(source)["image"] for _ in range(-(-count // min(config.pool, 64)))]
-    return np.concatenate(chunks)[:count], False
+    return np.concatenate(chunks)[:count], False, source.skipped
 
 
 def exam(scenes: bool, images: np.ndarray, lessons: Lessons, config: RectifyConfig) -> Exam:
@@ -158,6 +158,11 @@ def exam(scenes: bool, images: np.ndarray, lessons: Lessons, config: RectifyConf
         return Exam(test.images, texts, truths, skills)
     owner = np.repeat(np.arange(len(images)), [len(row) for row in lessons])
     flat = [lesson for row in lessons for lesson in row]
+    if not flat:
+        raise UserError(
+            f"the references agree on no question about the {len(images)} images kept for the examination; "
+            "give more --images or raise --pool"
+        )
     questions, truths = zip(*flat, strict=True)
     return Exam(images[owner], questions, truths, [question_label(question) for question in questions])
 
@@ -166,14 +171,17 @@ def rectify(config: RectifyConfig) -> dict:
     """Both arms and their evaluation; writes `rectify/target/` and `rectify/summary.json`, and returns the summary."""
     run = Path(config.out) / config.name
     trained = training_settings(run) or TrainConfig(name=config.name, out=config.out, seed=config.seed)
+    trained = replace(trained, models=audited_models(run, trained.models, config))
     dtype = jnp.dtype(trained.dtype)
     target, base = (load_model(name, dtype) for name in (trained.models.target, trained.models.auditor))
     auditor = load_model(trained_auditor(run) or trained.models.auditor, dtype)
-    ensemble = Ensemble([load_model(name, dtype) for name in trained.models.references], trained.reward.agreement)
-    size = max(vlm.config.vision.image_size for vlm in (target, base, *(a.vlm for a in ensemble.answerers)))
+    answerer = partial(Answerer.of_run, auditor=base, settings=trained)
+    references = [load_model(name, dtype) for name in trained.models.references]
+    ensemble = Ensemble([answerer(model) for model in references], trained.reward.agreement)
+    size = max(vlm.config.vision.image_size for vlm in (target, base, *references))
     found = discoveries.read(config.discoveries or run / "audit" / "discoveries.parquet", size)
 
-    images, are_scenes = pool_of(config, trained, size)
+    images, are_scenes, skipped = pool_of(config, trained, size)
     others = len(images)
     images = np.concatenate([images, found.images[: config.pool]])
     half = config.questions_per_image // 2
@@ -187,16 +195,18 @@ def rectify(config: RectifyConfig) -> dict:
     held = 0 if are_scenes else max(1, others // 10)
     test = exam(are_scenes, images[:held], ordinary[:held], config)
 
-    encode = Encoder(target, template_for(target), trained.max_question_tokens, trained.max_answer_tokens)
-    summary: dict[str, Any] = {"before": test.score(target)}
+    own = answerer(target)
+    encode = Encoder(target, own.template, own.max_question, own.max_new)
+    summary: dict[str, Any] = {"before": test.score(own)}
     arms = {"control": [ordinary[held:]], "after": [ordinary[held:], audited[held:]]}
     for name, kinds in arms.items():
         repaired = finetuned(target, batches(images[held:], kinds, encode, config), config, name)
-        summary[name] = test.score(repaired)
+        summary[name] = test.score(answerer(repaired))
     with atomic_folder(run / "rectify" / "target") as folder:
         repaired.save(folder)
     summary["examples"] = config.steps * config.images_per_step * config.questions_per_image
     summary["seed"], summary["target"] = config.seed, trained.models.target
+    summary["skipped"] = {"images": skipped, "discoveries": found.skipped}
     write_json(run / "rectify" / "summary.json", summary)
     print_summary(summary, run)
     return summary
@@ -212,4 +222,7 @@ def print_summary(summary: dict, run: Path) -> None:
     print(f"{'overall':22}" + "".join(f"{cell:>22}" for cell in overall))
     for skill in summary["before"]["per_skill"]:
         print(f"{one_line(skill, 22):22}" + "".join(f"{summary[a]['per_skill'][skill]:>22.3f}" for a in arms))
+    for kind, skipped in summary["skipped"].items():
+        if skipped:
+            print(f"{kind} skipped: {reasons(skipped)}")
     print(f"the repaired target: {run / 'rectify' / 'target'}")

@@ -4,9 +4,10 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from auditdm_jax.config import AuditConfig, TrainConfig
+from auditdm_jax.config import AuditConfig, Models, RectifyConfig, TrainConfig
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import read_json
+from auditdm_jax.scenes.zoo_paths import same_model
 
 
 def training_settings(run: Path) -> TrainConfig | None:
@@ -40,6 +41,19 @@ def trained_auditor(run: Path) -> str:
     return ""
 
 
+def audited_models(run: Path, trained: Models, config: RectifyConfig) -> Models:
+    """The models of a repair: those that it names, else those of the run's audit, else those of its training."""
+    path = run / "audit" / "summary.json"
+    audited = trained
+    if path.exists() and not config.discoveries:
+        try:
+            audited = _rebuilt(trained, read_json(path).get("models", {}))
+        except (AttributeError, TypeError) as error:
+            raise UserError(f"{one_line(path)} names no models ({error}); run audit.py again") from None
+    named = {role: getattr(config, role) for role in ("target", "references") if getattr(config, role)}
+    return replace(audited, **named)
+
+
 def audit_settings(config: AuditConfig) -> tuple[TrainConfig, str]:
     """The run's settings, with the models that the audit names in place of its own, and the trained auditor
     ("" without a run).
@@ -54,7 +68,9 @@ def audit_settings(config: AuditConfig) -> tuple[TrainConfig, str]:
     named = {role: getattr(config, role) for role in roles if getattr(config, role)}
     settings = replace(settings, models=replace(settings.models, **named))
     models = settings.models
-    if (config.images or settings.images) and models.verifier in (models.target, *models.references):
+    if (config.images or settings.images) and any(
+        same_model(models.verifier, name) for name in (models.target, *models.references)
+    ):
         raise UserError(
             f"the verifier {models.verifier!r} is also the target or a reference: it would judge itself; "
             "name another --verifier"

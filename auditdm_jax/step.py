@@ -86,7 +86,8 @@ def audit_step(
     rewards, archive = diversified(outcome, questions, trained.archive, settings.reward)
     trained, metrics = update(trained, frozen, cast.auditor, images, questions, rewards, settings)
 
-    metrics |= {f"outcome/{name}": value.mean() for name, value in vars(outcome).items() if value.dtype == bool}
+    shares = {name: value.mean() for name, value in vars(outcome).items() if value.dtype == bool and name != "valid"}
+    metrics |= {f"outcome/{name}": share for name, share in shares.items()}
     metrics |= {"reward/mean": rewards.mean(), "reward/before_diversity": outcome.reward.mean()}
     metrics |= {"reward/groups_without_signal": zero_signal(outcome.reward).mean()}
     metrics |= {"question/tokens": questions.mask.sum(-1).mean()}

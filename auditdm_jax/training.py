@@ -13,8 +13,7 @@ import optax
 from auditdm_jax.answers import text_answer_id, token_bytes
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.config import TrainConfig
-from auditdm_jax.data import open_images
-from auditdm_jax.errors import UserError
+from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.files import atomic_folder
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
@@ -160,23 +159,20 @@ def train(config: TrainConfig) -> Path:
     players = load_players(config)
     settings = step_settings(config)
     state = initial_state(config, players, settings.optimizer)
-    if config.overwrite and not config.resume:
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    may_differ = ("steps", "resume", "overwrite", "checkpoint_every", "out")
-    checkpoints = Checkpointer(run, asdict(config), may_differ=may_differ)
     size = input_size(players)
     source, held_out = open_source(config, size, "train"), open_source(config, size, "heldout")
+    cast = cast_of(players, config.instruction)
+    # Only now, when all that was named has been found, may an earlier run give way.
+    if config.overwrite and not config.resume:
+        for part in ("checkpoints", "auditor", "audit", "rectify"):
+            shutil.rmtree(run / part, ignore_errors=True)
+    may_differ = ("steps", "resume", "overwrite", "checkpoint_every", "out")
+    checkpoints = Checkpointer(run, asdict(config), may_differ=may_differ, fresh=not config.resume)
     first = 0
     if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
         state, first = replace(state, trained=restored.state), restored.step
         source.set_state(restored.position["train"])
         held_out.set_state(restored.position["heldout"])
-    elif checkpoints.latest_step() is not None:
-        raise UserError(
-            f"{run} already holds a run of {checkpoints.latest_step()} steps; add --resume to go on, "
-            "--overwrite to begin again, or --name to begin another"
-        )
-    cast = cast_of(players, config.instruction)
     translate = None if share_tokens(players) else retokenizer(players)
     step = make_step(cast, settings, translate)
     with Log(run, first, config.steps) as log:
@@ -194,6 +190,8 @@ def train(config: TrainConfig) -> Path:
                 checkpoints.save(number, state.trained, position)
     save_auditor(run / "auditor", state, players.auditor)
     checkpoints.close()
+    if isinstance(source, ImageSource) and source.skipped:
+        print(f"images skipped: {reasons(source.skipped)}")
     return run
 
 

@@ -14,7 +14,7 @@ from auditdm_jax import audit as module
 from auditdm_jax import discoveries
 from auditdm_jax.audit import Panel, audit, main, open_unseen
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
-from auditdm_jax.data import is_held_out
+from auditdm_jax.data import held_out_ids
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.scenes import zoo_paths
@@ -171,7 +171,7 @@ def test_images_that_training_saw_are_left_out(tmp_path):
     assert len(set(seen)) == 60
     batches = list(open_unseen(spec, (str(tmp_path / "x" / ".." / "photos"),), 8, 256, seed=0))
     unseen = [i for batch in batches for i in batch["image_id"]]
-    assert sorted(unseen) == sorted(i for i in set(seen) if is_held_out(i))
+    assert sorted(unseen) == sorted(held_out_ids(seen))
 
 
 def test_settings_that_cannot_be():

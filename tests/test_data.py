@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from auditdm_jax.data import HELD_OUT, ImageSource, is_held_out, open_images
+from auditdm_jax.data import HELD_OUT, ImageSource, held_out_ids, open_images
 from auditdm_jax.errors import UserError
 
 
@@ -135,14 +135,26 @@ def test_splits_are_disjoint_complete_and_stable(tmp_path):
 
 
 def test_share_of_the_held_out_split():
-    share = np.mean([is_held_out(f"photos/{i}.png") for i in range(10_000)])
-    assert abs(share - HELD_OUT) < 0.01
+    names = [f"photos/{i}.png" for i in range(10_000)]
+    assert abs(len(held_out_ids(names)) / len(names) - HELD_OUT) < 0.01
+    # Of more images, the same ones stay where they were.
+    assert held_out_ids(names[:5000]) == held_out_ids(names) & set(names[:5000])
 
 
-def test_empty_split_and_empty_spec(tmp_path):
-    name = next(f"{i}.png" for i in range(100) if not is_held_out(f"{tmp_path.name}/{i}.png"))
-    Image.new("L", (2, 2)).save(tmp_path / name)
-    with pytest.raises(UserError, match="no image falls into the split 'heldout'"):
-        opened(tmp_path, split="heldout")
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_of_few_images_some_train_and_some_are_held_out(count):
+    for start in range(40):
+        names = [f"{i}.png" for i in range(start, start + count)]
+        assert 0 < len(held_out_ids(names)) < count
+
+
+def test_a_single_image_is_on_both_sides(tmp_path):
+    Image.new("L", (2, 2)).save(tmp_path / "one.png")
+    assert [next(opened(tmp_path, split=split))["image_id"][0] for split in ("train", "heldout")] == [
+        f"{tmp_path.name}/one.png"
+    ] * 2
+
+
+def test_empty_spec():
     with pytest.raises(UserError, match="no images are named; "):
         open_images([], 4, 8, 0)

@@ -66,3 +66,9 @@ def test_one_line_shows_what_a_terminal_would_obey():
     assert one_line("\udcff") == "\\udcff"
     assert one_line("Grüße 日本") == "Grüße 日本"
     assert one_line("x" * 50, 10) == "xxxxxxx..."
+
+
+@pytest.mark.parametrize("error", [NotADirectoryError, FileExistsError, FileNotFoundError])
+def test_a_place_that_cannot_be_used_is_named(capsys, error):
+    told = "error: out/x cannot be used (why); choose another place\n"
+    assert exits(capsys, error(1, "why", "out/x")) == (2, told)

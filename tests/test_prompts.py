@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditdm_jax.errors import UserError
-from auditdm_jax.prompts import PromptTemplate, answer_text, expanded_text, fill, template_for, token_ids
+from auditdm_jax.prompts import (
+    PromptTemplate,
+    answer_text,
+    expanded_text,
+    fill,
+    instruction_template,
+    template_for,
+    token_ids,
+)
 
 QUESTIONS = ["what color is the star ?", "is the circle red ?", ""]
 
@@ -100,3 +108,20 @@ def test_no_chat_template():
     vlm.processor.chat_template = None
     with pytest.raises(UserError, match=r"chat_template\.jinja"):
         vlm.answer([np.zeros((8, 8, 3), np.uint8)], ["what ?"])
+
+
+def test_a_broken_chat_template_is_told_in_one_line():
+    vlm = tiny_vlm.ours("gemma3")
+    vlm.processor.chat_template = "{% for"
+    with pytest.raises(UserError, match=r"chat template of .* is broken"):
+        template_for(vlm)
+
+
+def test_a_chat_template_without_the_image_is_refused():
+    """The auditor would train without seeing anything."""
+    vlm = tiny_vlm.ours("gemma3")
+    vlm.processor.chat_template = "{{ bos_token }}{{ messages[0]['content'][1]['text'] }}"
+    with pytest.raises(UserError, match="has 0 image tokens where the model needs"):
+        template_for(vlm)
+    with pytest.raises(UserError, match="has 0 image tokens where the model needs"):
+        instruction_template(vlm, "Ask.")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_zoo import save_tiny_zoo, tiny
@@ -5,11 +7,13 @@ from tiny_zoo import save_tiny_zoo, tiny
 from auditdm_jax import discoveries, rectify
 from auditdm_jax.config import Models, RectifyConfig, TrainConfig
 from auditdm_jax.errors import UserError
+from auditdm_jax.evals import Answerer
 from auditdm_jax.files import read_json, write_json
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Answers, Asked, examine
 from auditdm_jax.prompts import template_for
 from auditdm_jax.rectify import Encoder, Ensemble, Lesson
+from auditdm_jax.runs import audited_models
 from auditdm_jax.scenes.dataset import scenes_of
 
 IMAGES = np.zeros((4, 64, 64, 3), np.uint8)
@@ -83,3 +87,26 @@ def test_whole_repair_on_tiny_models(tmp_path, monkeypatch, capsys):
     before, after = VLM.load(zoo["target"]), VLM.load(run / "rectify" / "target")
     assert np.abs(np.asarray(before.params["text"]["embedding"] - after.params["text"]["embedding"])).max() > 0
     assert "overall" in capsys.readouterr().out
+
+
+def test_an_examination_needs_questions():
+    with pytest.raises(UserError, match="agree on no question about the 2 images"):
+        rectify.exam(False, IMAGES[:2], [[], []], CONFIG)
+
+
+def test_the_repaired_model_is_the_audited_one(tmp_path):
+    trained = Models(target="target-s")
+    assert audited_models(tmp_path, trained, CONFIG) == trained
+    write_json(tmp_path / "audit" / "summary.json", {"models": Models(target="target-l")})
+    assert audited_models(tmp_path, trained, CONFIG).target == "target-l"
+    assert audited_models(tmp_path, trained, replace(CONFIG, discoveries="other.parquet")) == trained
+    assert audited_models(tmp_path, trained, replace(CONFIG, target="verifier")).target == "verifier"
+
+
+def test_questions_and_answers_are_read_at_the_length_of_the_run():
+    vlm = tiny("x", "paligemma", seed=0)
+    answerer = Answerer.of_run(vlm, vlm, TrainConfig(max_question_tokens=48, max_answer_tokens=8))
+    assert (answerer.max_question, answerer.max_new) == (48, 8)
+    foreign = tiny("y", "gemma3", seed=1)
+    foreign.processor.tokenizer = foreign.tokenizer.train_new_from_iterator(["another vocabulary"], 80)
+    assert Answerer.of_run(vlm, foreign, TrainConfig(max_question_tokens=48)).max_question == 96

@@ -2,17 +2,22 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import training
 from auditdm_jax.config import GRPO, Models, TrainConfig
 from auditdm_jax.errors import UserError
+from auditdm_jax.files import write_json
+from auditdm_jax.log import Log
 from auditdm_jax.models.vlm import VLM
+from auditdm_jax.scenes.zoo_paths import ZOO
 from auditdm_jax.step import make_step
 
 
@@ -127,3 +132,59 @@ def test_adapters_train_and_are_folded_in(config):
 def test_target_among_the_references_is_refused(zoo):
     with pytest.raises(UserError, match="contain the target"):
         Models(zoo["auditor"], zoo["target"], (zoo["a"], zoo["target"]))
+
+
+def test_one_model_under_two_names_is_one_model(zoo, monkeypatch, tmp_path):
+    """A zoo name and its directory, a relative path and an absolute one."""
+    for target, reference in (("target-s", str(ZOO / "target-s")), (zoo["target"], zoo["target"] + "/")):
+        with pytest.raises(UserError, match="contain the target"):
+            Models(target=target, references=(reference,))
+    monkeypatch.chdir(Path(zoo["target"]).parent)
+    with pytest.raises(UserError, match="contain the target"):
+        Models(target="./target", references=(zoo["target"],))
+
+
+def test_a_mistake_leaves_the_finished_run_as_it_was(config, tmp_path):
+    """Refused settings, or images that are not there, must cost nothing of what an earlier run left."""
+    run = Path(config.out) / config.name
+    training.Checkpointer(run, dataclasses.asdict(config)).save(1, {"x": jnp.zeros(2)})
+    write_json(run / "auditor" / "config.json", {})
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="--resume"):
+        training.train(dataclasses.replace(config, steps=7))
+    with pytest.raises(UserError, match="typo"):
+        training.train(dataclasses.replace(config, images=(str(tmp_path / "typo"),), overwrite=True))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_overwrite_leaves_nothing_of_the_earlier_run(config):
+    short = dataclasses.replace(config, steps=2)
+    run = training.train(short)
+    write_json(run / "audit" / "summary.json", {})
+    steps = [row["step"] for row in rows_of(run)]
+    training.train(dataclasses.replace(short, overwrite=True))
+    assert [row["step"] for row in rows_of(run)] == steps
+    assert not (run / "audit").exists()
+
+
+@pytest.mark.slow
+def test_images_that_are_skipped_are_told(config, tmp_path, capsys):
+    for number in range(4):
+        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    training.train(dataclasses.replace(config, steps=4, images=(str(tmp_path),)))
+    assert "images skipped: 1 " in capsys.readouterr().out
+
+
+def test_the_bar_shows_verified_success_beside_the_claimed(tmp_path):
+    with Log(tmp_path, 0, 2) as log:
+        log.write(0, {"heldout/claimed": 0.5, "heldout/oracle/verified": 0.25})
+        assert log.shown["verified"] == 0.25
+
+
+def test_a_run_begun_again_has_no_rows_of_the_one_before(tmp_path):
+    for _ in range(2):
+        with Log(tmp_path, 0, 2) as log:
+            log.write(0, {"loss": 1.0})
+    assert len(rows_of(tmp_path)) == 1

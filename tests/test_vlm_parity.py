@@ -83,6 +83,8 @@ def test_logits(pair, side):
     ours = np.asarray(vlm.logits(**batch))
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours[real], hf_logits(model, batch)[real], atol=2e-5)
+    tensors = {name: torch.tensor(array) for name, array in batch.items()}  # the processor's return_tensors="pt"
+    np.testing.assert_array_equal(vlm.logits(**tensors), ours)
 
 
 def test_greedy_generation(pair):

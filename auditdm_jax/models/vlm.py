@@ -140,7 +140,10 @@ class VLM:
         mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
         if self.config.family == "gemma3":
             token_type_ids = None  # its image blocks are found from the placeholders
-        return _logits(self.params, self.config, input_ids, pixel_values, mask != 0, token_type_ids)
+        # NumPy's for torch's, which the processor returns when asked to.
+        pixels = pixel_values if isinstance(pixel_values, jax.Array) else np.asarray(pixel_values)
+        types = None if token_type_ids is None else np.asarray(token_type_ids)
+        return _logits(self.params, self.config, input_ids, pixels, mask != 0, types)
 
     def answer(
         self,

@@ -1,12 +1,12 @@
 """[host] Names of models: the zoo's short ones, checkpoint directories, hub ids."""
 
 from pathlib import Path
-from typing import Any
-
-import jax.numpy as jnp
+from typing import TYPE_CHECKING, Any
 
 from auditdm_jax.errors import UserError, one_line
-from auditdm_jax.models.vlm import VLM
+
+if TYPE_CHECKING:
+    from auditdm_jax.models.vlm import VLM
 
 ZOO = Path(__file__).parent / "zoo_checkpoints"
 """Where the shipped checkpoints lie, a directory each."""
@@ -17,12 +17,24 @@ def zoo_names() -> list[str]:
     return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
 
 
-def load_model(name: str, dtype: Any = jnp.float32) -> VLM:
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: its zoo name and its directory, or two ways to write a path."""
+
+    def place(name: str) -> str | Path:
+        path = ZOO / name if name in zoo_names() else Path(name).expanduser()
+        return path.resolve() if path.exists() else name
+
+    return place(one) == place(other)
+
+
+def load_model(name: str, dtype: Any = "float32") -> "VLM":
     """The model of a zoo name, a checkpoint directory or a hub id "owner/name".
 
     A zoo name comes first: write `./verifier` for a directory of your own that has one.
     Raises UserError if there is no such model, or it is damaged or of another architecture.
     """
+    from auditdm_jax.models.vlm import VLM  # takes seconds: who only compares names does not wait for it
+
     members = zoo_names()
     if name in members:
         return VLM.load(ZOO / name, dtype)
