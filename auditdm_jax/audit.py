@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from auditdm_jax import discoveries
 from auditdm_jax.config import AuditConfig, TrainConfig
-from auditdm_jax.data import ImageSource, open_images, reasons
+from auditdm_jax.data import ImageSource, open_images, reasons, trained_files
 from auditdm_jax.errors import one_line
 from auditdm_jax.evals import Answerer
 from auditdm_jax.files import write_json
@@ -171,15 +171,16 @@ def open_unseen(
     """One pass over images that training did not see; scenes of the validation split where `spec` is empty, because
     discoveries become training data and the test split examines what was trained on them.
 
-    Of images that training was given, only those that it held out are taken.
+    Of images that training was given, however they were named then, only those that it held out are taken.
     """
     if not spec:
         return SceneSource("validation", 500 + seed, batch_size)  # seeds apart from those that training watched
     known = {Path(item).expanduser().resolve() for item in trained_on}
     split: Any = "heldout" if any(Path(item).expanduser().resolve() in known for item in spec) else "all"
-    source = open_images(spec, size, batch_size, seed, split=split, num_epochs=1)
+    unseen = dict(split=split, num_epochs=1, leave_out=frozenset() if split == "heldout" else trained_files(trained_on))
+    source = open_images(spec, size, batch_size, seed, **unseen)
     if source.num_images < batch_size:  # a batch is never larger than the images there are
-        source = open_images(spec, size, source.num_images, seed, split=split, num_epochs=1)
+        source = open_images(spec, size, source.num_images, seed, **unseen)
     return source
 
 

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import grain
@@ -44,6 +45,7 @@ def open_images(
     *,
     split: Split = "all",
     num_epochs: int | None = None,
+    leave_out: frozenset[Path] = frozenset(),
     max_pixels: int = MAX_PIXELS,
     num_threads: int = 2,
 ) -> "ImageSource":
@@ -52,13 +54,16 @@ def open_images(
     Each item of `spec` is a folder (searched in depth, for images and for Parquet and Arrow files, such as
     `datasets`' `save_to_disk` writes), an image, a Parquet or Arrow file, a glob (`**` allowed), or
     `hf://datasets/OWNER/NAME`, fetched from the hub. `split` divides the images by a hash of their ids, so
-    the same image is on the same side in every run and whatever else the folder holds.
+    the same image is on the same side in every run and whatever else the folder holds (of a few images, at least one
+    is held out). `leave_out`: files that are not opened.
 
-    Raises UserError for an item that is missing or has no images, or an unreadable table.
+    Raises UserError for an item that is missing or has no images, an unreadable table, or if all are left out.
     """
     if not spec:
         raise UserError("no images are named; give --images a folder, a glob or a Parquet file")
-    records = find_images(spec)
+    records = [record for record in find_images(spec) if not (leave_out and _file_of(record) in leave_out)]
+    if not records:
+        raise UserError("training saw every one of these images; give --images that it did not see")
     if split != "all":
         held_out = held_out_ids([record.image_id for record in records])
         chosen = [r for r in records if (r.image_id in held_out) == (split == "heldout")]
@@ -175,6 +180,22 @@ def held_out_ids(image_ids: Sequence[str]) -> set[str]:
     ordered = sorted(rank, key=lambda name: (rank[name], name))
     count = sum(value < HELD_OUT * 2**64 for value in rank.values())
     return set(ordered[: min(max(count, 1), len(ordered) - 1)])
+
+
+def trained_files(spec: Sequence[str]) -> frozenset[Path]:
+    """The image files that training on `spec` sees, links followed; rows of tables have none of their own."""
+    try:
+        records = find_images(spec) if spec else []
+    except UserError:  # they are gone: nothing that can be opened now is among them
+        return frozenset()
+    held_out = held_out_ids([record.image_id for record in records])
+    return frozenset(
+        file for record in records if (file := _file_of(record)) is not None and record.image_id not in held_out
+    )
+
+
+def _file_of(record: Record) -> Path | None:
+    return record.origin.resolve() if isinstance(record.origin, Path) else None
 
 
 def reasons(skipped: Mapping[str, int]) -> str:

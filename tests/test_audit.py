@@ -17,6 +17,7 @@ from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.data import held_out_ids
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
+from auditdm_jax.image_files import find_images
 from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
@@ -165,6 +166,10 @@ def pictures(folder, count: int):
     return folder
 
 
+def seen_file(spec, held_out):
+    return next(r.image_id for r in find_images(spec) if r.image_id not in held_out).rpartition("/")[2]
+
+
 def test_images_that_training_saw_are_left_out(tmp_path):
     spec = (str(pictures(tmp_path / "photos", 60)),)
     seen = [i for batch in open_unseen(spec, (), 8, 16, seed=0) for i in batch["image_id"]]
@@ -172,6 +177,15 @@ def test_images_that_training_saw_are_left_out(tmp_path):
     batches = list(open_unseen(spec, (str(tmp_path / "x" / ".." / "photos"),), 8, 256, seed=0))
     unseen = [i for batch in batches for i in batch["image_id"]]
     assert sorted(unseen) == sorted(held_out_ids(seen))
+    # Named in another way, and beside a new image.
+    Image.new("RGB", (20, 10)).save(tmp_path / "photos" / "new.png")
+    trained_on = (str(tmp_path / "photos" / "0*.png"),)
+    batches = list(open_unseen(spec, trained_on, 8, 256, seed=0))
+    unseen = {i.rpartition("/")[2] for batch in batches for i in batch["image_id"]}
+    held_out = held_out_ids([record.image_id for record in find_images(trained_on)])
+    assert unseen == {name.rpartition("/")[2] for name in held_out} | {"new.png"}
+    with pytest.raises(UserError, match="training saw every one"):
+        open_unseen((str(tmp_path / "photos" / f"{seen_file(trained_on, held_out)}"),), trained_on, 8, 16, seed=0)
 
 
 def test_settings_that_cannot_be():
