@@ -85,6 +85,9 @@ class Checkpointer:
             "position": plain(position),
             "config": self._config,
         }
+        # Asked beforehand: where its native writers run into a full disk, Orbax prints tracebacks from their threads.
+        if shutil.disk_usage(self._folder).free < sum(array.nbytes for array in _stored(leaves).values()):
+            raise disk_full(self._run / "checkpoints" / str(step))
         try:
             with _quiet():
                 saved = self._manager.save(
@@ -95,6 +98,7 @@ class Checkpointer:
                     ),
                 )
         except Exception as error:
+            _forget_other_failures()
             for draft in self._folder.glob("*orbax-checkpoint-tmp*"):
                 shutil.rmtree(draft, ignore_errors=True)
             if is_disk_full(error):
@@ -140,8 +144,7 @@ class Checkpointer:
             with _quiet():
                 return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # a missing or cut file surfaces with many types
-            # Orbax abandons its other reads; asyncio would log a traceback of each when it is collected.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+            _forget_other_failures()
             folder = self._run / "checkpoints" / str(step)
             raise UserError(
                 f"the checkpoint {one_line(folder)} is damaged ({one_line(error, 120)}); "
@@ -216,6 +219,11 @@ def _as_before(raw: Any, leaf: Any) -> Any:
     if isinstance(leaf, jax.Array | np.ndarray | np.generic):
         return raw
     return type(leaf)(raw)
+
+
+def _forget_other_failures() -> None:
+    """Orbax abandons its other reads or writes; asyncio would log a traceback of each when it is collected."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
 
 
 @contextlib.contextmanager

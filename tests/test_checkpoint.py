@@ -262,3 +262,14 @@ def test_log_level_of_others_is_given_back(tmp_path):
     logger.setLevel("WARNING")
     saved(tmp_path, 1)
     assert logger.level == checkpoint.logging.WARNING
+
+
+def test_a_disk_too_small_is_met_before_anything_is_written(tmp_path, monkeypatch, capfd):
+    checkpoints = Checkpointer(tmp_path, {})
+    checkpoints.save(1, {"x": jnp.zeros(100)})
+    usage = shutil.disk_usage(tmp_path)._replace(free=399)  # float32[100] takes 400 bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"the disk is full: .*/checkpoints/2 could not be written"):
+        checkpoints.save(2, {"x": jnp.ones(100)})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == ["1"]
+    assert not capfd.readouterr().err
