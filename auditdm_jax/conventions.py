@@ -15,7 +15,7 @@ from auditdm_jax.policy_terms import KLEstimator, LossType, RatioLevel, Sampling
 
 @dataclass(frozen=True)
 class Convention:
-    """Everything a loss depends on besides its arrays; the defaults are GRPO as in TRL."""
+    """Everything a loss depends on besides its arrays; the defaults are GRPO with the numbers of TRL."""
 
     advantage_estimator: Literal["group", "leave_one_out", "reinforce_plus_plus", "reinforce_plus_plus_baseline"] = (
         "group"
@@ -45,6 +45,8 @@ class Convention:
     beta: float = 0.0
     kl_estimator: KLEstimator = "k3"
     k3_clip: float | None = None
+    use_bias_correction_kl: bool = False
+    """Whether the KL in the loss is multiplied by the ratio: its gradient is then the reverse KL's."""
     kl_in_reward: bool = False
     """Whether the KL is subtracted from the reward instead of added to the loss."""
     importance_sampling_mode: SamplingCorrection = "none"
@@ -53,7 +55,7 @@ class Convention:
     importance_sampling_clip_min: float | None = None
 
 
-_TRL = Convention(importance_sampling_mode="sequence_mask")
+_TRL = Convention(importance_sampling_mode="sequence_mask", use_bias_correction_kl=True)
 _TIS = Convention(importance_sampling_mode="token_truncate", importance_sampling_clip_max=2.0)
 _TUNIX = replace(_TIS, std_epsilon=1e-6, count_empty=False, log_ratio_clip=20.0, beta=0.04, kl_estimator="k1")
 _VERL = replace(_TIS, std_epsilon=1e-6, count_empty=False, log_ratio_clip=20.0, loss_type="dapo", delta=3.0, k3_clip=10)

@@ -122,6 +122,7 @@ def policy_gradient_loss(
         metrics["kl"] = kl_divergence(logps, ref_logps).sum() / tokens
         if setting.beta and not setting.kl_in_reward:
             kl = kl_divergence(logps, ref_logps, setting.kl_estimator, setting.k3_clip)
+            kl = kl * ratio_of(log_ratio) if setting.use_bias_correction_kl else kl
             token_losses = token_losses + setting.beta * kl
     length = setting.max_completion_length or mask.shape[-1]
     loss = aggregate(

@@ -31,15 +31,14 @@ def log_ratios(
     token           d_t                                  PPO, GRPO
     sequence        s = 1/T sum over t of d_t            GSPO, arXiv:2507.18071
     sequence_token  sg[s] + logp_t - sg[logp_t]          GSPO-token of the same paper: s's value, a gradient per token
-    sequence_sum    sum over t of d_t                    RLOO: the ratio of whole completions
+    sequence_sum    sum over t of logp_t - old_logp_t    RLOO: the ratio of whole completions
     """
+    if level == "sequence_sum":  # two sums, as in TRL, whose rounding matters in an exponent
+        return (logps * mask).sum(-1, keepdims=True) - (old_logps * mask).sum(-1, keepdims=True)
     token = jnp.clip(logps - old_logps, -log_ratio_clip, log_ratio_clip)
     if level == "token":
         return token
-    total = (token * mask).sum(-1, keepdims=True)
-    if level == "sequence_sum":
-        return total
-    mean = total / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    mean = (token * mask).sum(-1, keepdims=True) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
     if level == "sequence":
         return mean
     log_ratio = jax.lax.stop_gradient(mean) + logps - jax.lax.stop_gradient(logps)
