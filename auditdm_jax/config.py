@@ -42,6 +42,8 @@ class GRPO:
     """Weight of the KL divergence to the auditor before training (default preset: 0.03)."""
     kl_estimator: KLEstimator | None = None
     """k2's gradient is that of the reverse KL; k3's is that of the forward KL (k2)."""
+    kl_in_reward: bool | None = None
+    """Whether it is subtracted from the reward instead of added to the loss (False)."""
     epsilon: float | None = None
     """Clip range of the probability ratio, below one (0.2)."""
     epsilon_high: float | None = None

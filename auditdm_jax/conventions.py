@@ -22,6 +22,7 @@ class Convention:
     )
     scale_rewards: ScaleRewards = "group"
     std_epsilon: float = 1e-4
+    """Added to the standard deviation that divides."""
     soft_punish_cache: int = 0
     """Tokens over which the penalty for length rises to 1; 0 = no penalty."""
     loss_type: LossType = "grpo"
@@ -35,6 +36,7 @@ class Convention:
     """Updates with one batch; more than one need old_logps."""
     importance_sampling_level: RatioLevel = "token"
     log_ratio_clip: float = 80.0
+    """A token's log-ratio counts as this at most, and as minus this at least."""
     epsilon: float = 0.2
     epsilon_high: float | None = None
     """None = epsilon."""
@@ -45,6 +47,7 @@ class Convention:
     beta: float = 0.0
     kl_estimator: KLEstimator = "k3"
     k3_clip: float | None = None
+    """Largest k3 of a token in the loss; None = none."""
     use_bias_correction_kl: bool = False
     """Whether the KL in the loss is multiplied by the ratio: its gradient is then the reverse KL's."""
     kl_in_reward: bool = False
