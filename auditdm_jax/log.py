@@ -13,6 +13,12 @@ from auditdm_jax.errors import UserError
 from auditdm_jax.files import append_jsonl, rewind_jsonl
 
 VERIFIED = "heldout/oracle/verified"
+# On the progress bar, averaged: short name and metric. Groups without signal stand beside what theory expects.
+SHOWN = {
+    "claimed": "outcome/claimed",
+    "flat": "reward/groups_without_signal",
+    "expected": "reward/groups_without_signal_expected",
+}
 
 
 class Log:
@@ -51,7 +57,8 @@ class Log:
         for name, value in row.items():
             if not np.isfinite(value):
                 raise UserError(f"{name} is {value} at step {number}; lower the learning rate, and --resume")
-        self.shown["claimed"] = 0.95 * self.shown.get("claimed", row["outcome/claimed"]) + 0.05 * row["outcome/claimed"]
+        for short, name in SHOWN.items():
+            self.shown[short] = 0.95 * self.shown.get(short, row[name]) + 0.05 * row[name]
         self.write(number, row)
         self.bar.set_description("training")
         self.bar.update()

@@ -1,183 +1,157 @@
-"""Group-relative policy optimisation (GRPO), one function an equation, by TRL's names and conventions.
+"""[jit] Policy gradients: `policy_gradient_loss` is the door, and every equation behind it can be imported from here.
 
     A_i  = (R_i - mean R) / (std R + 1e-4)                                 arXiv:2402.03300, section 4.1.2
     r_it = exp(logp_it - old_logp_it)
     loss = aggregate over i, t of  -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta * KL_it
 
-Log-probabilities are in nats, at the temperature of sampling. Standard deviations divide by n - 1.
-`scale_rewards="none"` with `loss_type="dr_grpo"` is Dr. GRPO (arXiv:2503.20783).
+is GRPO; the presets of `conventions.py` say what other methods, and other libraries, put in each place.
 
-A completion without a reward (NaN) is left out of its group's statistics and has advantage 0. Departures from
-TRL: a group whose rewards are all equal has advantages of exactly 0, where rounding could leave some; a
-log-ratio above 80 counts as 80, which keeps exp finite.
+Departures from every library: a group (for REINFORCE++, a batch) whose rewards are all equal has advantages of exactly
+0, where rounding could leave some; a log-ratio above 80 counts as 80, which keeps exp finite.
 """
 
-from typing import Literal, get_args
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from auditdm_jax.advantages import (
+    expected_zero_signal,
+    group_advantages,
+    leave_one_out_advantages,
+    mean_std,
+    overlong_penalty,
+    reinforce_plus_plus_advantages,
+    whiten,
+    zero_signal,
+)
+from auditdm_jax.conventions import DEFAULT_PRESET, PRESETS, Convention, convention_of
 from auditdm_jax.errors import UserError
+from auditdm_jax.policy_terms import (
+    aggregate,
+    cispo_surrogate,
+    clipped_surrogate,
+    kl_divergence,
+    log_ratios,
+    ratio_of,
+    sampling_weights,
+)
 
-ScaleRewards = Literal["group", "batch", "none"]
-LossType = Literal["grpo", "bnpo", "dr_grpo"]
-KLEstimator = Literal["k1", "k2", "k3"]
-
-_STD_EPSILON = 1e-4  # TRL's; it bounds the advantages of groups whose rewards hardly differ
-_MAX_LOG_RATIO = 80.0  # exp(89) is infinite in float32, and the gradient of a clipped token then 0 * infinity
-
-
-def zero_signal(rewards: Float[Array, "B G"]) -> Bool[Array, "B"]:
-    """Groups that teach nothing: the rewards that are not NaN are all the same number, or fewer than two.
-
-    Found by comparing the rewards themselves: the standard deviation of equal rewards need not round to 0.
-    Called with rewards before shaping, it tells how many groups the task itself left without signal.
-    """
-    given = ~jnp.isnan(rewards)
-    return jnp.where(given, rewards, -jnp.inf).max(-1) <= jnp.where(given, rewards, jnp.inf).min(-1)
-
-
-def group_advantages(rewards: Float[Array, "B G"], scale_rewards: ScaleRewards = "group") -> Float[Array, "B G"]:
-    """Rewards above their group's mean, divided by a standard deviation: the group's, the batch's, or none.
-
-    0 where the reward is NaN, and exactly 0 in groups without signal.
-    `group_advantages([[1, 0, 0, 1]])` is about `[[0.866, -0.866, -0.866, 0.866]]`.
-    """
-    _check("scale_rewards", scale_rewards, ScaleRewards)
-    mean, group_std = _mean_std(rewards, axis=-1)
-    advantages = rewards - mean
-    if scale_rewards == "group":
-        advantages /= group_std + _STD_EPSILON
-    elif scale_rewards == "batch":
-        advantages /= _mean_std(rewards, axis=None)[1] + _STD_EPSILON
-    return jnp.where(jnp.isnan(rewards) | zero_signal(rewards)[:, None], 0.0, advantages)
-
-
-def clipped_surrogate(
-    log_ratio: Float[Array, "B T"], advantages: Float[Array, "B 1"], epsilon: float, epsilon_high: float
-) -> Float[Array, "B T"]:
-    """Per token -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A), r = exp(log_ratio): arXiv:1707.06347."""
-    ratio = jnp.exp(jnp.minimum(log_ratio, _MAX_LOG_RATIO))
-    clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon_high)
-    return -jnp.minimum(ratio * advantages, clipped * advantages)
-
-
-def kl_divergence(
-    logps: Float[Array, "B T"], ref_logps: Float[Array, "B T"], estimator: KLEstimator = "k3"
-) -> Float[Array, "B T"]:
-    """Per-token estimates of KL(policy || reference) from the policy's samples, d = logp - ref_logp.
-
-    k1 = d              unbiased; as a loss its gradient is 0 on average
-    k2 = d^2 / 2        biased; its gradient is that of the reverse KL, KL(policy || reference)
-    k3 = e^-d - 1 + d   unbiased and never negative; its gradient is that of the forward KL
-    """
-    _check("kl_estimator", estimator, KLEstimator)
-    difference = logps - ref_logps
-    if estimator == "k1":
-        return difference
-    if estimator == "k2":
-        return difference**2 / 2
-    return jnp.expm1(jnp.minimum(-difference, _MAX_LOG_RATIO)) + difference
-
-
-def aggregate(
-    token_losses: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    loss_type: LossType,
-    max_completion_length: int,
-) -> Float[Array, ""]:
-    """One number from token losses: how much a long completion weighs against a short one.
-
-    grpo:    mean over all B completions of the mean over their tokens (0 for one without tokens)
-    bnpo:    mean over all tokens of the batch
-    dr_grpo: sum over all tokens, divided by B * max_completion_length
-    """
-    _check("loss_type", loss_type, LossType)
-    row_sums, row_lengths = (token_losses * mask).sum(-1), mask.sum(-1)
-    if loss_type == "grpo":
-        return (row_sums / jnp.maximum(row_lengths, 1)).mean()
-    if loss_type == "bnpo":
-        return row_sums.sum() / jnp.maximum(row_lengths.sum(), 1)
-    return row_sums.sum() / (len(row_sums) * max_completion_length)
+__all__ = [
+    "DEFAULT_PRESET", "PRESETS", "Convention", "advantages_of", "aggregate", "cispo_surrogate", "clipped_surrogate",
+    "convention_of", "expected_zero_signal", "group_advantages", "kl_divergence", "leave_one_out_advantages",
+    "log_ratios", "mean_std", "overlong_penalty", "policy_gradient_loss", "ratio_of", "reinforce_plus_plus_advantages",
+    "sampling_weights", "whiten", "zero_signal",
+]  # fmt: skip
 
 
 def policy_gradient_loss(
     logps: Float[Array, "B T"],
-    old_logps: Float[Array, "B T"],
+    old_logps: Float[Array, "B T"] | None,
     ref_logps: Float[Array, "B T"] | None,
     mask: Shaped[Array, "B T"],
     rewards: Float[Array, "B"],
     group_size: int,
+    preset: str | Convention = DEFAULT_PRESET,
     *,
-    beta: float = 0.0,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    scale_rewards: ScaleRewards = "group",
-    loss_type: LossType = "grpo",
-    kl_estimator: KLEstimator = "k3",
-    max_completion_length: int | None = None,
+    sampling_logps: Float[Array, "B T"] | None = None,
+    **overrides: Any,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss to minimise in `logps`, and metrics. B = groups * group_size completions, a group in a row.
 
-    old_logps: under the policy that sampled. ref_logps: under the frozen base; None only with beta = 0. mask:
-    nonzero on a completion's tokens; nothing off it has influence. rewards: NaN where none could be given.
-    epsilon_high: as epsilon by default. max_completion_length: for dr_grpo; T by default.
+    old_logps: under the policy before the updates with this batch; None, with num_iterations 1, where that is the
+    current one. ref_logps: under the frozen base; None only with beta 0. mask: nonzero on a completion's tokens;
+    nothing off it has influence. rewards: NaN where none could be given. sampling_logps: those the sampler computed;
+    without them its drift has no weights. overrides: settings of `Convention`, in place of the preset's.
 
     A group without signal adds nothing to the gradient but its KL. With old_logps equal to logps the value of
     the policy term is about 0 by construction: watch `advantage_abs` and the gradient instead.
 
-    Metrics: `reward`; `reward_std`, the mean over groups; `frac_reward_missing`, those that are NaN;
+    Metrics: `reward`, of those given; `reward_std`, the mean over groups; `frac_reward_missing`, those that are NaN;
     `frac_reward_zero_std`, groups without signal; `advantage_abs`; of the tokens the shares `clip_ratio/low`,
     `clip_ratio/high`, `clip_ratio/region` (either); where ref_logps are given `kl`, the mean of k3 over all
-    tokens, whatever the estimator in the loss, so that runs compare.
+    tokens, whatever the estimator in the loss, so that runs compare; where weighted `sampling/importance_weight`.
 
-    Raises UserError for a group of one, a batch that does not divide into groups, or a setting unheard of.
+    Raises UserError for a group of one, a batch that does not divide into groups, or settings that do not fit.
     """
+    setting = convention_of(preset, **overrides)
     if group_size < 2:
         raise UserError(f"the group size is {group_size}: an advantage needs 2 completions or more to compare")
     if len(rewards) % group_size:
         raise UserError(f"{len(rewards)} completions do not divide into groups of {group_size}: change either")
-    if beta and ref_logps is None:
-        raise UserError(f"beta is {beta} without ref_logps: give the frozen base's log-probabilities, or beta 0")
-    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    if setting.beta and ref_logps is None:
+        raise UserError(f"beta is {setting.beta} without ref_logps: give the frozen base's, or beta 0")
+    if setting.num_iterations > 1 and old_logps is None:
+        raise UserError(f"num_iterations is {setting.num_iterations} without old_logps: give those before the first")
     mask = mask.astype(bool)
     # Replaced before any arithmetic: not even an infinity off the mask may reach the gradient.
-    logps, old_logps = jnp.where(mask, logps, 0.0), jnp.where(mask, old_logps, 0.0)
-    grouped = rewards.reshape(-1, group_size)
-    advantages = group_advantages(grouped, scale_rewards).reshape(-1, 1)
+    logps = jnp.where(mask, logps, 0.0)
+    old_logps = jax.lax.stop_gradient(logps if old_logps is None else jnp.where(mask, old_logps, 0.0))
+    ref_logps = None if ref_logps is None else jnp.where(mask, ref_logps, 0.0)
+    advantages = advantages_of(setting, old_logps, ref_logps, mask, rewards, group_size)
 
-    log_ratio = logps - old_logps
-    token_losses = clipped_surrogate(log_ratio, advantages, epsilon, epsilon_high)
-    low = (log_ratio < jnp.log1p(-epsilon)) & (advantages < 0)
-    high = (log_ratio > jnp.log1p(epsilon_high)) & (advantages > 0)
+    high = setting.epsilon if setting.epsilon_high is None else setting.epsilon_high
+    bounds = (1 - setting.epsilon, 1 + high)
+    log_ratio = log_ratios(logps, old_logps, mask, setting.importance_sampling_level, setting.log_ratio_clip)
+    if setting.loss_type == "cispo":
+        bounds = (0.0, high) if setting.cispo_range == "absolute" else bounds
+        token_losses = cispo_surrogate(log_ratio, logps, advantages, *bounds)
+    else:
+        token_losses = clipped_surrogate(log_ratio, advantages, setting.epsilon, high, setting.delta)
     tokens = jnp.maximum(mask.sum(), 1)
+    too_low = (ratio_of(log_ratio) < bounds[0]) & (advantages < 0) & mask
+    too_high = (ratio_of(log_ratio) > bounds[1]) & (advantages > 0) & mask
+    grouped = rewards.reshape(-1, group_size)
     metrics = {
-        "reward": jnp.nanmean(rewards),
-        "reward_std": _mean_std(grouped, axis=-1)[1].mean(),
+        "reward": mean_std(grouped, axis=None)[0].squeeze(),
+        "reward_std": mean_std(grouped, axis=-1)[1].mean(),
         "frac_reward_missing": jnp.isnan(rewards).mean(),
         "frac_reward_zero_std": zero_signal(grouped).mean(),
         "advantage_abs": jnp.abs(advantages).mean(),
-        "clip_ratio/low": (low & mask).sum() / tokens,
-        "clip_ratio/high": (high & mask).sum() / tokens,
-        "clip_ratio/region": ((low | high) & mask).sum() / tokens,
+        "clip_ratio/low": too_low.sum() / tokens,
+        "clip_ratio/high": too_high.sum() / tokens,
+        "clip_ratio/region": (too_low | too_high).sum() / tokens,
     }
+    if sampling_logps is not None and setting.importance_sampling_mode != "none":
+        limits = (setting.importance_sampling_clip_max, setting.importance_sampling_clip_min)
+        weights = sampling_weights(old_logps, sampling_logps, mask, setting.importance_sampling_mode, *limits)
+        token_losses = token_losses * weights
+        metrics["sampling/importance_weight"] = (weights * mask).sum() / tokens
     if ref_logps is not None:
-        ref_logps = jnp.where(mask, ref_logps, 0.0)
         metrics["kl"] = kl_divergence(logps, ref_logps).sum() / tokens
-        if beta:
-            token_losses += beta * kl_divergence(logps, ref_logps, kl_estimator)
-    return aggregate(token_losses, mask, loss_type, max_completion_length or mask.shape[-1]), metrics
+        if setting.beta and not setting.kl_in_reward:
+            kl = kl_divergence(logps, ref_logps, setting.kl_estimator, setting.k3_clip)
+            kl = kl * ratio_of(log_ratio) if setting.use_bias_correction_kl else kl
+            token_losses = token_losses + setting.beta * kl
+    length = setting.max_completion_length or mask.shape[-1]
+    loss = aggregate(
+        token_losses, mask, setting.loss_type, length, setting.count_empty, num_items=setting.num_items_in_batch
+    )
+    return loss, metrics
 
 
-def _mean_std(rewards: Float[Array, "B G"], axis: int | None) -> tuple[Array, Array]:
-    """Mean and sample standard deviation of what is not NaN, 0 where too few are left; keeps the axis."""
-    given = ~jnp.isnan(rewards)
-    count = given.sum(axis, keepdims=True)
-    mean = jnp.where(given, rewards, 0.0).sum(axis, keepdims=True) / jnp.maximum(count, 1)
-    squares = jnp.where(given, (rewards - mean) ** 2, 0.0).sum(axis, keepdims=True)
-    return mean, jnp.sqrt(squares / jnp.maximum(count - 1, 1))
-
-
-def _check(name: str, value: str, allowed: object) -> None:
-    if value not in get_args(allowed):
-        raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(allowed))}")
+def advantages_of(
+    setting: Convention,
+    old_logps: Float[Array, "B T"],
+    ref_logps: Float[Array, "B T"] | None,
+    mask: Bool[Array, "B T"],
+    rewards: Float[Array, "B"],
+    group_size: int,
+) -> Float[Array, "B #T"]:
+    """The convention's advantages of the rewards, less what it subtracts from those for length and for the KL."""
+    if setting.soft_punish_cache:
+        length = setting.max_completion_length or mask.shape[-1]
+        rewards = rewards + overlong_penalty(mask.sum(-1), length, setting.soft_punish_cache)
+    penalties = jnp.zeros(mask.shape)
+    if ref_logps is not None and setting.kl_in_reward:
+        penalties = setting.beta * kl_divergence(old_logps, ref_logps, setting.kl_estimator, setting.k3_clip)
+    if setting.advantage_estimator == "reinforce_plus_plus":
+        return reinforce_plus_plus_advantages(rewards, mask, penalties)
+    grouped = (rewards - penalties.sum(-1)).reshape(-1, group_size)
+    if setting.advantage_estimator == "leave_one_out":
+        return leave_one_out_advantages(grouped).reshape(-1, 1)
+    if setting.advantage_estimator == "group":
+        return group_advantages(grouped, setting.scale_rewards, setting.std_epsilon).reshape(-1, 1)
+    above_group = jnp.where(jnp.isnan(grouped), jnp.nan, group_advantages(grouped, "none"))
+    return reinforce_plus_plus_advantages(above_group.reshape(-1), mask)

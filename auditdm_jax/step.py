@@ -1,12 +1,14 @@
 """[jit] One training step, as in the paper's figure: rollout -> answers -> reward -> update.
 
 Where all models read the same tokens the whole step is one compiled function, and a question goes from the auditor to
-the others as ids; otherwise the compiled parts are joined by `Translate`, which takes the text through the host.
+the others as ids; otherwise the compiled parts are joined by `Translate`, which takes the text through the host. With
+dynamic sampling (arXiv:2503.14476) the rollouts of several batches, compiled as one function, come before one update.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from auditdm_jax.answers import answer_ids, text_answer_id
 from auditdm_jax.config import GRPO, Reward
 from auditdm_jax.models import lora
 from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
-from auditdm_jax.policy_gradient import policy_gradient_loss, zero_signal
+from auditdm_jax.policy_gradient import expected_zero_signal, policy_gradient_loss, zero_signal
 from auditdm_jax.prompts import fill
 from auditdm_jax.reward import Outcome, disagreement, novelty_weights, question_ngrams
 from auditdm_jax.rollout import ask, question_logps
@@ -29,6 +31,7 @@ ABSTENTION = "unclear"
 Questions = tuple[Int[Array, "B G T"], Bool[Array, "B G T"]]
 # (questions in the auditor's tokens, number of the model that is asked: the target is 0, then come the references).
 Translate = Callable[[Questions, int], Questions]
+Draw = Callable[[], Array]
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,37 @@ class StepSettings:
     optimizer: optax.GradientTransformation
 
 
+class Batch(NamedTuple):
+    """What an update learns from. signal: groups whose rewards, before diversity, are not all the same."""
+
+    images: UInt8[Array, "B H W 3"]
+    questions: Completions
+    rewards: Float[Array, "B G"]
+    signal: Bool[Array, "B"]
+
+
 def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = None):
-    """step(state, images) -> (state, metrics, record). translate: None where every model reads the auditor's tokens."""
+    """step(state, images, draw=None) -> (state, metrics, record).
+
+    translate: None where every model reads the auditor's tokens. draw: gives further images, for dynamic sampling.
+    """
+    parts: dict[str, Any] = dict(
+        cast=cast, settings=settings, translate=translate or (lambda questions, number: questions)
+    )
+    if settings.grpo.max_resamples:
+        ask_once = partial(collect, **parts)
+        # Compiled once: every batch has one shape, and how many there are is decided outside.
+        compiled = ask_once if translate else jax.jit(ask_once)
+        return partial(resampling_step, ask_once=compiled, cast=cast, settings=settings)
     if translate is not None:
-        return partial(audit_step, cast=cast, settings=settings, translate=translate)
-    same = partial(audit_step, cast=cast, settings=settings, translate=lambda questions, number: questions)
+        return lambda state, images, draw=None: audit_step(state, images, **parts)
 
     @partial(jax.jit, donate_argnums=0)
     def fused(trained: Trained, frozen: Frozen, images: Array) -> tuple[Trained, dict, dict]:
-        state, metrics, record = same(AuditState(trained, frozen), images)
+        state, metrics, record = audit_step(AuditState(trained, frozen), images, **parts)
         return state.trained, metrics, record
 
-    def step(state: AuditState, images: Array) -> tuple[AuditState, dict, dict]:
+    def step(state: AuditState, images: Array, draw: Draw | None = None) -> tuple[AuditState, dict, dict]:
         # Only what trains is donated and returned: the frozen arrays stay where they are, uncopied.
         trained, metrics, record = fused(state.trained, state.frozen, images)
         return AuditState(trained, state.frozen), metrics, record
@@ -71,7 +93,62 @@ def audit_step(
     """
     trained, frozen = state.trained, state.frozen
     key = jax.random.fold_in(trained.key, trained.step)
+    batch, archive, asked, record = collect(
+        trained, frozen, images, key, cast=cast, settings=settings, translate=translate
+    )
+    trained, metrics = update(trained, frozen, cast.auditor, batch, settings)
+    return AuditState(replace(trained, archive=archive), frozen), metrics | asked, record
 
+
+def resampling_step(
+    state: AuditState,
+    images: Array,
+    draw: Draw | None = None,
+    *,
+    ask_once: Callable,
+    cast: Cast,
+    settings: StepSettings,
+) -> tuple[AuditState, dict[str, Array], dict[str, Array]]:
+    """As `audit_step`, but groups without signal give way to such with, of up to `max_resamples` further batches.
+
+    What is then still without signal loses its rewards, and counts as a group of advantage 0. Metrics of questions are
+    means over all that were asked; the record is the first batch's.
+    """
+    trained, frozen = state.trained, state.frozen
+    key = jax.random.fold_in(trained.key, trained.step)
+    batch, archive, asked, record = ask_once(trained, frozen, images, key)
+    metrics = [asked]
+    while draw is not None and len(metrics) <= settings.grpo.max_resamples and not batch.signal.all():
+        key = jax.random.fold_in(key, len(metrics))
+        other, archive, asked, _ = ask_once(replace(trained, archive=archive), frozen, draw(), key)
+        batch = refill(batch, other)
+        metrics.append(asked)
+    batch = batch._replace(rewards=jnp.where(batch.signal[:, None], batch.rewards, jnp.nan))
+    trained, updated = update(trained, frozen, cast.auditor, batch, settings)
+    updated |= {name: sum(asked[name] for asked in metrics) / len(metrics) for name in metrics[0]}
+    updated |= {"sampling/batches": len(metrics), "sampling/groups_with_signal": batch.signal.mean()}
+    return AuditState(replace(trained, archive=archive), frozen), updated, record
+
+
+@jax.jit
+def refill(batch: Batch, other: Batch) -> Batch:
+    """Of two batches of B groups the first B with signal, filled up with groups without: the shape never changes."""
+    both = jax.tree.map(lambda *pair: jnp.concatenate(pair), batch, other)
+    chosen = jnp.argsort(~both.signal, stable=True)[: len(batch.signal)]
+    return jax.tree.map(lambda x: x[chosen], both)
+
+
+def collect(
+    trained: Trained,
+    frozen: Frozen,
+    images: UInt8[Array, "B H W 3"],
+    key: Array,
+    *,
+    cast: Cast,
+    settings: StepSettings,
+    translate: Translate,
+) -> tuple[Batch, Float[Array, "A"], dict[str, Array], dict[str, Array]]:
+    """Questions about a batch of images, answered and rewarded; the new archive, metrics, and the record."""
     questions = ask(
         auditor_params(trained.auditor, frozen.auditor),
         cast.auditor.config,
@@ -84,16 +161,16 @@ def audit_step(
     )
     outcome = examine(frozen, cast, images, questions, settings, translate)
     rewards, archive = diversified(outcome, questions, trained.archive, settings.reward)
-    trained, metrics = update(trained, frozen, cast.auditor, images, questions, rewards, settings)
-
+    without = zero_signal(outcome.reward)
+    expected = expected_zero_signal(outcome.reward.mean(), settings.grpo.num_generations)
     shares = {name: value.mean() for name, value in vars(outcome).items() if value.dtype == bool and name != "valid"}
-    metrics |= {f"outcome/{name}": share for name, share in shares.items()}
+    metrics = {f"outcome/{name}": share for name, share in shares.items()}
     metrics |= {"reward/mean": rewards.mean(), "reward/before_diversity": outcome.reward.mean()}
-    metrics |= {"reward/groups_without_signal": zero_signal(outcome.reward).mean()}
+    metrics |= {"reward/groups_without_signal": without.mean(), "reward/groups_without_signal_expected": expected}
     metrics |= {"question/tokens": questions.mask.sum(-1).mean()}
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "claimed": outcome.claimed}
     record |= {"target_id": outcome.target_id, "consensus_id": outcome.consensus_id}
-    return AuditState(replace(trained, archive=archive), frozen), metrics, record
+    return Batch(images, questions, rewards, ~without), archive, metrics, record
 
 
 def auditor_params(trainable: Params, base: Params) -> Params:
@@ -167,48 +244,43 @@ def update(
     trained: Trained,
     frozen: Frozen,
     auditor: Role,
-    images: UInt8[Array, "B H W 3"],
-    questions: Completions,
-    rewards: Float[Array, "B G"],
+    batch: Batch,
     settings: StepSettings,
 ) -> tuple[Trained, dict[str, Array]]:
     """`num_iterations` policy-gradient updates with one batch of questions and their rewards."""
-    grpo = settings.grpo
-    arguments = (auditor.config, auditor.template, images, questions.ids, questions.mask)
-    logps_of = partial(question_logps, temperature=grpo.temperature, remat=settings.remat)
+    convention, temperature = settings.grpo.convention(), settings.grpo.temperature
+    questions = batch.questions
+    arguments = (auditor.config, auditor.template, batch.images, questions.ids, questions.mask)
+    logps_of = partial(question_logps, temperature=temperature, remat=settings.remat)
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-    ref_logps = logps_of(frozen.auditor, *arguments) if grpo.beta else None
+    ref_logps = logps_of(frozen.auditor, *arguments) if convention.beta else None
     # With one iteration the auditor that asked is the one that learns: its log-probs need no forward pass of their own.
-    before = None if grpo.num_iterations == 1 else logps_of(auditor_params(trained.auditor, frozen.auditor), *arguments)
+    current = auditor_params(trained.auditor, frozen.auditor)
+    old_logps = None if convention.num_iterations == 1 else logps_of(current, *arguments)
 
-    def loss_of(trainable: Params) -> tuple[Array, tuple[dict[str, Array], Array]]:
+    def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
         logps = logps_of(auditor_params(trainable, frozen.auditor), *arguments)
-        old_logps = jax.lax.stop_gradient(logps if before is None else before)
         loss, metrics = policy_gradient_loss(
             rows(logps),
-            rows(old_logps),
+            None if old_logps is None else rows(old_logps),
             None if ref_logps is None else rows(ref_logps),
             rows(questions.mask),
-            rewards.reshape(-1),
-            grpo.num_generations,
-            beta=grpo.beta,
-            epsilon=grpo.epsilon,
-            epsilon_high=grpo.epsilon_high,
-            scale_rewards=grpo.scale_rewards,
-            loss_type=grpo.loss_type,
-            kl_estimator=grpo.kl_estimator,
+            batch.rewards.reshape(-1),
+            settings.grpo.num_generations,
+            convention,
+            sampling_logps=rows(questions.logps),
         )
-        return loss, (metrics, old_logps)
+        drift = jnp.where(questions.mask, jnp.abs((logps if old_logps is None else old_logps) - questions.logps), 0.0)
+        metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / questions.mask.sum()}
+        return loss, metrics
 
     def iteration(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple[Params, optax.OptState], dict]:
         trainable, opt_state = carry
-        (loss, (metrics, old_logps)), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, opt_state = settings.optimizer.update(grads, opt_state, trainable)
-        drift = jnp.where(questions.mask, jnp.abs(old_logps - questions.logps), 0.0)
-        metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / questions.mask.sum()}
         metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return (optax.apply_updates(trainable, updates), opt_state), metrics
 
-    carry, metrics = jax.lax.scan(iteration, (trained.auditor, trained.opt_state), length=grpo.num_iterations)
+    carry, metrics = jax.lax.scan(iteration, (trained.auditor, trained.opt_state), length=convention.num_iterations)
     metrics = jax.tree.map(lambda x: x[-1], metrics)
     return replace(trained, auditor=carry[0], opt_state=carry[1], step=trained.step + 1), metrics

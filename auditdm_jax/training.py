@@ -175,11 +175,15 @@ def train(config: TrainConfig) -> Path:
         held_out.set_state(restored.position["heldout"])
     translate = None if share_tokens(players) else retokenizer(players)
     step = make_step(cast, settings, translate)
+
+    def draw() -> Any:
+        return next(source)["image"]
+
     with Log(run, first, config.steps) as log:
         if first == 0:
             log.write(0, probe(step, state, next(held_out), players.auditor))
         for number in range(first + 1, config.steps + 1):
-            state, metrics, _ = step(state, next(source)["image"])
+            state, metrics, _ = step(state, draw(), draw)
             log.step(number, metrics)
             if number % config.probe_every == 0 or number == config.steps:
                 log.flush()

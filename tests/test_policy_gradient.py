@@ -84,7 +84,7 @@ def example(seed, group_size=4, rows=12, length=6):
 
 def value_and_grad(logps, old_logps, ref_logps, mask, rewards, group_size, **setup):
     def loss_of(logps):
-        return policy_gradient_loss(logps, *arrays, group_size, **setup)
+        return policy_gradient_loss(logps, *arrays, group_size, "grpo@trl", **setup)
 
     arrays = tuple(jnp.asarray(x) for x in (old_logps, ref_logps, mask, rewards))
     (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(jnp.asarray(logps))
@@ -244,8 +244,8 @@ def test_ratios_far_outside_stay_finite():
 
 def test_without_reference():
     logps, old_logps, ref_logps, mask, rewards = (jnp.asarray(x) for x in example(1))
-    loss, metrics = policy_gradient_loss(logps, old_logps, None, mask, rewards, 4)
-    assert loss == policy_gradient_loss(logps, old_logps, ref_logps, mask, rewards, 4)[0]
+    loss, metrics = policy_gradient_loss(logps, old_logps, None, mask, rewards, 4, "grpo@trl")
+    assert loss == policy_gradient_loss(logps, old_logps, ref_logps, mask, rewards, 4, "grpo@trl")[0]
     assert "kl" not in metrics
 
 

@@ -1,0 +1,113 @@
+"""Whose policy gradient: every setting of the loss by TRL's names, and presets that say which library they follow.
+
+Libraries compute different things under one name, so a preset names both: "grpo@trl". Those of TRL (1.16) and tunix
+(0.1.7) are tested against their code, those of verl (0.9) against hand-computed numbers. Clip ranges are the library's
+own or, where it has none for the method, those of the method's paper.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from auditdm_jax.advantages import ScaleRewards
+from auditdm_jax.errors import UserError
+from auditdm_jax.policy_terms import KLEstimator, LossType, RatioLevel, SamplingCorrection
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Everything a loss depends on besides its arrays; the defaults are GRPO with the numbers of TRL."""
+
+    advantage_estimator: Literal["group", "leave_one_out", "reinforce_plus_plus", "reinforce_plus_plus_baseline"] = (
+        "group"
+    )
+    scale_rewards: ScaleRewards = "group"
+    std_epsilon: float = 1e-4
+    """Added to the standard deviation that divides."""
+    soft_punish_cache: int = 0
+    """Tokens over which the penalty for length rises to 1; 0 = no penalty."""
+    loss_type: LossType = "grpo"
+    count_empty: bool = True
+    """Whether completions without tokens count in a mean over completions."""
+    num_items_in_batch: Any = None
+    """Tokens of the whole batch, where this is a part of it."""
+    max_completion_length: int | None = None
+    """For dr_grpo and the penalty for length; None = T."""
+    num_iterations: int = 1
+    """Updates with one batch; more than one need old_logps."""
+    importance_sampling_level: RatioLevel = "token"
+    log_ratio_clip: float = 80.0
+    """A token's log-ratio counts as this at most, and as minus this at least."""
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    """None = epsilon."""
+    delta: float | None = None
+    """Bound of the ratio where A < 0 (dual clip); None = none."""
+    cispo_range: Literal["absolute", "around_one"] = "absolute"
+    """CISPO's weights: [0, epsilon_high], or [1 - epsilon, 1 + epsilon_high]."""
+    beta: float = 0.0
+    kl_estimator: KLEstimator = "k3"
+    k3_clip: float | None = None
+    """Largest k3 of a token in the loss; None = none."""
+    use_bias_correction_kl: bool = False
+    """Whether the KL in the loss is multiplied by the ratio: its gradient is then the reverse KL's."""
+    kl_in_reward: bool = False
+    """Whether the KL is subtracted from the reward instead of added to the loss."""
+    importance_sampling_mode: SamplingCorrection = "none"
+    """TRL's vllm_importance_sampling_mode; for a sampler of any kind here."""
+    importance_sampling_clip_max: float | None = 3.0
+    importance_sampling_clip_min: float | None = None
+
+
+_TRL = Convention(importance_sampling_mode="sequence_mask", use_bias_correction_kl=True)
+_TIS = Convention(importance_sampling_mode="token_truncate", importance_sampling_clip_max=2.0)
+_TUNIX = replace(_TIS, std_epsilon=1e-6, count_empty=False, log_ratio_clip=20.0, beta=0.04, kl_estimator="k1")
+_VERL = replace(_TIS, std_epsilon=1e-6, count_empty=False, log_ratio_clip=20.0, loss_type="dapo", delta=3.0, k3_clip=10)
+_GSPO: dict[str, Any] = dict(loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4, beta=0.0)
+_RLOO: dict[str, Any] = dict(advantage_estimator="leave_one_out")
+_DR_GRPO: dict[str, Any] = dict(loss_type="dr_grpo", scale_rewards="none")
+_IN_REWARD: dict[str, Any] = dict(kl_in_reward=True, kl_estimator="k1")
+
+# Ours divides neither by the standard deviation, which weighs images up that nearly always or nearly never fool the
+# target, nor by a question's own length, which favours short ones (arXiv:2503.20783). k2, because as a loss it has the
+# gradient of the KL it stands for. No weights for the sampler: it shares the trainer's parameters; watch the drift.
+DEFAULT_PRESET = "dr_grpo@auditdm"
+PRESETS = {
+    DEFAULT_PRESET: Convention(beta=0.03, kl_estimator="k2", **_DR_GRPO),
+    "grpo@trl": _TRL,
+    "bnpo@trl": replace(_TRL, loss_type="bnpo"),
+    "dr_grpo@trl": replace(_TRL, **_DR_GRPO),
+    "dapo@trl": replace(_TRL, loss_type="dapo", epsilon_high=0.28),
+    "cispo@trl": replace(_TRL, loss_type="cispo", epsilon_high=5.0),
+    "gspo@trl": replace(_TRL, importance_sampling_level="sequence", **_GSPO),
+    "rloo@trl": Convention(
+        loss_type="rloo", importance_sampling_level="sequence_sum", beta=0.05, **_RLOO, **_IN_REWARD
+    ),
+    "grpo@tunix": _TUNIX,
+    "dr_grpo@tunix": replace(_TUNIX, **_DR_GRPO),
+    "dapo@tunix": replace(_TUNIX, loss_type="dapo", epsilon_high=0.28, beta=0.0),
+    "gspo-token@tunix": replace(_TUNIX, importance_sampling_level="sequence_token", **_GSPO),
+    "rloo@tunix": replace(_TUNIX, **_RLOO),
+    "grpo@verl": _VERL,
+    "dr_grpo@verl": replace(_VERL, **_DR_GRPO),
+    "dapo@verl": replace(_VERL, epsilon_high=0.28, delta=10.0),
+    "gspo-token@verl": replace(
+        _VERL, importance_sampling_level="sequence_token", log_ratio_clip=80.0, delta=None, **_GSPO
+    ),
+    "cispo@verl": replace(_VERL, loss_type="cispo", cispo_range="around_one"),
+    "rloo@verl": replace(_VERL, **_RLOO),
+    "reinforce++@verl": replace(_VERL, advantage_estimator="reinforce_plus_plus", **_IN_REWARD),
+    "reinforce++_baseline@verl": replace(_VERL, advantage_estimator="reinforce_plus_plus_baseline", kl_estimator="k2"),
+}
+
+
+def convention_of(preset: str | Convention, **overrides: Any) -> Convention:
+    """A preset, or a convention, some of its settings replaced. Raises UserError for a name or choice unheard of."""
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise UserError(f"preset is {preset!r}: choose one of {', '.join(PRESETS)}")
+    hints = get_type_hints(Convention)
+    for name, value in overrides.items():
+        if name not in hints:
+            raise UserError(f"a policy gradient has no setting {name!r}: it has {', '.join(hints)}")
+        if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
+            raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(hints[name]))}")
+    return replace(PRESETS[preset] if isinstance(preset, str) else preset, **overrides)
