@@ -26,6 +26,7 @@ SETTINGS = st.fixed_dictionaries(
         "scale_rewards": st.sampled_from(["group", "batch", "none"]),
         "loss_type": st.sampled_from(["grpo", "bnpo", "dr_grpo"]),
         "kl_estimator": st.sampled_from(["k1", "k2", "k3"]),
+        "use_bias_correction_kl": st.booleans(),
         "max_completion_length": st.sampled_from([None, 9]),
     }
 )
@@ -56,8 +57,12 @@ def oracle(logps, old_logps, ref_logps, mask, rewards, group_size, **s):
             value = -min(ratio * advantage, clipped * advantage)
             slope = -ratio * advantage if ratio * advantage <= clipped * advantage else 0.0
             d = logps[i, t] - ref_logps[i, t]
-            value += s["beta"] * {"k1": d, "k2": d**2 / 2, "k3": np.exp(-d) - 1 + d}[s["kl_estimator"]]
-            slope += s["beta"] * {"k1": 1.0, "k2": d, "k3": 1 - np.exp(-d)}[s["kl_estimator"]]
+            kl = {"k1": d, "k2": d**2 / 2, "k3": np.exp(-d) - 1 + d}[s["kl_estimator"]]
+            kl_slope = {"k1": 1.0, "k2": d, "k3": 1 - np.exp(-d)}[s["kl_estimator"]]
+            if s["use_bias_correction_kl"]:
+                kl, kl_slope = ratio * kl, ratio * (kl_slope + kl)
+            value += s["beta"] * kl
+            slope += s["beta"] * kl_slope
             weight = {
                 "grpo": 1 / (rows * max(lengths[i], 1)),
                 "bnpo": 1 / max(lengths.sum(), 1),
@@ -235,7 +240,8 @@ def test_ratios_far_outside_stay_finite():
     logps[4:8], old_logps[4:8] = 0, -200
     logps[8:], old_logps[8:] = -200, 0
     mask[:], rewards[4:] = True, [1, 0, 0, 0, 1, 0, 0, 0]
-    loss, gradient, _ = value_and_grad(logps, old_logps, old_logps, mask, rewards, 4, beta=0.1)
+    plain = dict(beta=0.1, use_bias_correction_kl=False)
+    loss, gradient, _ = value_and_grad(logps, old_logps, old_logps, mask, rewards, 4, **plain)
     assert jnp.isfinite(loss)
     assert jnp.isfinite(gradient).all()
     # Clipped: what is left is the gradient of the KL, beta * (1 - e^-200) / (12 * 6).
