@@ -15,7 +15,7 @@ SIDE = 64
 PATCH = 8
 # Of the patch that changed most, its mean change: an autoencoder's noise stays below, a small dot stands above.
 MIN_CHANGE = 0.03
-# Scales that are tried, and the farthest shift, in pixels of 64: farther, one thing that moved looks like a slip of all.
+# Scales that are tried, and the farthest shift, in pixels of 64: beyond it, one thing that moved looks like a slip.
 SCALES = (0.75, 0.82, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3)
 MAX_SHIFT = 8
 # By how much a slip must explain the image better than no slip, in correlation.
