@@ -16,12 +16,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from auditdm_jax.answers import answer_ids, text_answer_id
 from auditdm_jax.config import GRPO, Reward
 from auditdm_jax.models import lora
-from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
+from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.policy_gradient import policy_gradient_loss, zero_signal
 from auditdm_jax.prompts import fill
 from auditdm_jax.reward import Outcome, disagreement, novelty_weights, question_ngrams
-from auditdm_jax.rollout import ask, question_logps
-from auditdm_jax.sampling import Completions, sample
+from auditdm_jax.rollout import ask, prompt_rows, question_logps
+from auditdm_jax.sampling import Completions, Prompt, sample
 from auditdm_jax.state import AuditState, Cast, Frozen, Params, Role, Trained
 
 ABSTENTION = "unclear"
@@ -71,11 +71,12 @@ def audit_step(
     """
     trained, frozen = state.trained, state.frozen
     key = jax.random.fold_in(trained.key, trained.step)
+    prompt = prompt_rows(cast.auditor.prompts, jnp.zeros(len(images), jnp.int32))
 
     questions = ask(
         auditor_params(trained.auditor, frozen.auditor),
         cast.auditor.config,
-        cast.auditor.template,
+        prompt,
         images,
         key,
         num_generations=settings.grpo.num_generations,
@@ -84,7 +85,7 @@ def audit_step(
     )
     outcome = examine(frozen, cast, images, questions, settings, translate)
     rewards, archive = diversified(outcome, questions, trained.archive, settings.reward)
-    trained, metrics = update(trained, frozen, cast.auditor, images, questions, rewards, settings)
+    trained, metrics = update(trained, frozen, cast.auditor.config, prompt, images, questions, rewards, settings)
 
     metrics |= {f"outcome/{name}": value.mean() for name, value in vars(outcome).items() if value.dtype == bool}
     metrics |= {"reward/mean": rewards.mean(), "reward/before_diversity": outcome.reward.mean()}
@@ -161,11 +162,12 @@ def diversified(
     return outcome.reward * weights, archive
 
 
-@partial(jax.jit, static_argnames=("settings",))
+@partial(jax.jit, static_argnames=("config", "settings"))
 def update(
     trained: Trained,
     frozen: Frozen,
-    auditor: Role,
+    config: VLMConfig,
+    prompt: Prompt,
     images: UInt8[Array, "B H W 3"],
     questions: Completions,
     rewards: Float[Array, "B G"],
@@ -173,7 +175,7 @@ def update(
 ) -> tuple[Trained, dict[str, Array]]:
     """`num_iterations` policy-gradient updates with one batch of questions and their rewards."""
     grpo = settings.grpo
-    arguments = (auditor.config, auditor.template, images, questions.ids, questions.mask)
+    arguments = (config, prompt, images, questions.ids, questions.mask)
     logps_of = partial(question_logps, temperature=grpo.temperature, remat=settings.remat)
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     ref_logps = logps_of(frozen.auditor, *arguments) if grpo.beta else None
