@@ -18,12 +18,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from auditdm_jax.answers import answer_ids, text_answer_id
 from auditdm_jax.config import GRPO, Reward
 from auditdm_jax.models import lora
-from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
+from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.policy_gradient import expected_zero_signal, policy_gradient_loss, zero_signal
 from auditdm_jax.prompts import fill
 from auditdm_jax.reward import Outcome, disagreement, novelty_weights, question_ngrams
-from auditdm_jax.rollout import ask, question_logps
-from auditdm_jax.sampling import Completions, sample
+from auditdm_jax.rollout import ask, prompt_rows, question_logps
+from auditdm_jax.sampling import Completions, Prompt, sample
 from auditdm_jax.state import AuditState, Cast, Frozen, Params, Role, Trained
 
 ABSTENTION = "unclear"
@@ -50,6 +50,7 @@ class Batch(NamedTuple):
     """What an update learns from. signal: groups whose rewards, before diversity, are not all the same."""
 
     images: UInt8[Array, "B H W 3"]
+    prompt: Prompt
     questions: Completions
     rewards: Float[Array, "B G"]
     signal: Bool[Array, "B"]
@@ -96,7 +97,7 @@ def audit_step(
     batch, archive, asked, record = collect(
         trained, frozen, images, key, cast=cast, settings=settings, translate=translate
     )
-    trained, metrics = update(trained, frozen, cast.auditor, batch, settings)
+    trained, metrics = update(trained, frozen, cast.auditor.config, batch, settings)
     return AuditState(replace(trained, archive=archive), frozen), metrics | asked, record
 
 
@@ -124,7 +125,7 @@ def resampling_step(
         batch = refill(batch, other)
         metrics.append(asked)
     batch = batch._replace(rewards=jnp.where(batch.signal[:, None], batch.rewards, jnp.nan))
-    trained, updated = update(trained, frozen, cast.auditor, batch, settings)
+    trained, updated = update(trained, frozen, cast.auditor.config, batch, settings)
     updated |= {name: sum(asked[name] for asked in metrics) / len(metrics) for name in metrics[0]}
     updated |= {"sampling/batches": len(metrics), "sampling/groups_with_signal": batch.signal.mean()}
     return AuditState(replace(trained, archive=archive), frozen), updated, record
@@ -152,7 +153,7 @@ def collect(
     questions = ask(
         auditor_params(trained.auditor, frozen.auditor),
         cast.auditor.config,
-        cast.auditor.template,
+        prompt,
         images,
         key,
         num_generations=settings.grpo.num_generations,
@@ -170,7 +171,7 @@ def collect(
     metrics |= {"question/tokens": questions.mask.sum(-1).mean()}
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "claimed": outcome.claimed}
     record |= {"target_id": outcome.target_id, "consensus_id": outcome.consensus_id}
-    return Batch(images, questions, rewards, ~without), archive, metrics, record
+    return Batch(images, prompt, questions, rewards, ~without), archive, metrics, record
 
 
 def auditor_params(trainable: Params, base: Params) -> Params:
@@ -239,18 +240,18 @@ def diversified(
     return outcome.reward * weights, archive
 
 
-@partial(jax.jit, static_argnames=("settings",))
+@partial(jax.jit, static_argnames=("config", "settings"))
 def update(
     trained: Trained,
     frozen: Frozen,
-    auditor: Role,
+    config: VLMConfig,
     batch: Batch,
     settings: StepSettings,
 ) -> tuple[Trained, dict[str, Array]]:
     """`num_iterations` policy-gradient updates with one batch of questions and their rewards."""
     convention, temperature = settings.grpo.convention(), settings.grpo.temperature
     questions = batch.questions
-    arguments = (auditor.config, auditor.template, batch.images, questions.ids, questions.mask)
+    arguments = (config, batch.prompt, batch.images, questions.ids, questions.mask)
     logps_of = partial(question_logps, temperature=temperature, remat=settings.remat)
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     ref_logps = logps_of(frozen.auditor, *arguments) if convention.beta else None
