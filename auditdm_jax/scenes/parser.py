@@ -61,6 +61,12 @@ def pictures(weather: str) -> np.ndarray:
     return np.concatenate([cells_of(render(scene)[None])[0] for scene in scenes])[: len(known)]
 
 
+def images_of(weathers: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """int [B] into `WEATHERS` and int [B, 16] into `things()` -> uint8 [B, 64, 64, 3], as `render` draws them."""
+    cells = np.stack([pictures(WEATHERS[weather])[row] for weather, row in zip(weathers, indices, strict=True)])
+    return cells.reshape(-1, GRID, GRID, CELL, CELL, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, SIZE, SIZE, 3)
+
+
 def cells_of(images: np.ndarray) -> np.ndarray:
     """[B, 64, 64, 3] -> [B, 16, 768]: the cells row by row."""
     grid = images.reshape(-1, GRID, CELL, GRID, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
