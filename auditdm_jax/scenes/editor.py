@@ -41,7 +41,6 @@ RENDERING: dict[str, Any] = {
     "micro_batch_size": 32,
 }
 FAMILY = replace(FAMILIES["FluxKontextPipeline"], **RENDERING)
-_WARM_UP = 200
 _CELLS = GRID * GRID
 # Of unit-scale latents: what the decoder must forgive, and the price that keeps their scale.
 LATENT_NOISE, LATENT_PRICE = 0.3, 1e-4
@@ -163,14 +162,15 @@ def fit(
     work: Path,
     headline: Callable[[], str],
 ) -> None:
-    """Minimises a loss with AdamW, from the last checkpoint in `work`; the rate rises for a while, then falls to 0."""
+    """Minimises a loss with AdamW, from the last checkpoint in `work`. The rate rises for a twentieth of the steps,
+    and falls to 0 over the last four fifths."""
     parameters = list(chain(*(module.parameters() for module in modules.values())))
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     file = work / f"{name}.safetensors"
     first = restore(file, modules, optimizer, asdict(training))
     started, losses = time.monotonic(), []
     for step in range(first, steps):
-        optimizer.param_groups[0]["lr"] = rate * min((step + 1) / _WARM_UP, (steps - step) / steps)
+        optimizer.param_groups[0]["lr"] = rate * min(20 * (step + 1) / steps, 1.0, 1.25 * (steps - step) / steps)
         loss = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
