@@ -1,6 +1,7 @@
 """scenes/editor*.py: training resumes exactly and learns what the pipeline computes; what it writes is an editor."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -206,10 +207,8 @@ def test_the_autoencoder_learns_shuffled_cells(pipeline, monkeypatch):
             self.sample = torch.nn.functional.interpolate(latents, scale_factor=8)
             return self
 
-    class Pipeline:
-        vae, _pack_latents, _unpack_latents = Identity(), pipeline._pack_latents, pipeline._unpack_latents
-
-    assert autoencoder_loss(Pipeline(), TRAINING, 0).item() < 1e-8
+    packing = {name: getattr(pipeline, name) for name in ("_pack_latents", "_unpack_latents")}
+    assert autoencoder_loss(SimpleNamespace(vae=Identity(), **packing), TRAINING, 0).item() < 1e-8
 
 
 def test_pictures_of_cells_are_a_function_of_their_number():

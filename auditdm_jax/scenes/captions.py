@@ -49,4 +49,14 @@ def parse_thing(text: str) -> Thing | None:
     fields = {name: word for word in words for name, options in _ATTRIBUTES.items() if word in options}
     if len(fields) < len(words) or not {"color", "shape"} <= set(fields):
         return None
-    return Thing("shape", **DEFAULTS | fields)._replace(**{_MARKS[mark]: True} if mark else {})
+    given = DEFAULTS | fields
+    marked = _MARKS.get(mark)
+    return Thing(
+        "shape",
+        given["color"],
+        given["shape"],
+        given["size"],
+        given["material"],
+        framed=marked == "framed",
+        barred=marked == "barred",
+    )

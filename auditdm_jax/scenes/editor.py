@@ -12,7 +12,6 @@ weighing more.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.pipelines import FAMILIES, SETTINGS_FILE, RenderSettings, quiet
 from auditdm_jax.scenes.editor_exam import Exam, cells_read, examine, headline
 from auditdm_jax.scenes.editor_lessons import pictures_of_cells, scene_lessons
+from auditdm_jax.scenes.editor_optimizer import Muon
 from auditdm_jax.scenes.editor_parts import CAPTION_TOKENS, COMMAND_TOKENS, EditorSize, new_pipeline
 from auditdm_jax.scenes.editor_state import restore, save
 from auditdm_jax.scenes.parser import images_of, things
@@ -42,7 +42,7 @@ RENDERING: dict[str, Any] = {
 }
 FAMILY = replace(FAMILIES["FluxKontextPipeline"], **RENDERING)
 _CELLS = GRID * GRID
-# Of unit-scale latents: what the decoder must forgive, and the price that keeps their scale.
+# What the decoder must forgive, and the price that keeps the latents from outgrowing it.
 LATENT_NOISE, LATENT_PRICE = 0.3, 1e-4
 
 
@@ -53,13 +53,13 @@ class EditorTraining:
     seed: int = 8
     vae_steps: int = 6000
     vae_images: int = 32
-    vae_rate: float = 2e-3
+    vae_rate: float = 0.02
     steps: int = 20000
     edits: int = 64
     """Edits in a step."""
     captions: int = 32
     """Captions in a step; one costs about as much as two edits, as its text is long."""
-    rate: float = 1e-3
+    rate: float = 0.005
     log_every: int = 500
     """Steps between checkpoints."""
     examined: int = 1000
@@ -162,19 +162,20 @@ def fit(
     work: Path,
     headline: Callable[[], str],
 ) -> None:
-    """Minimises a loss with AdamW, from the last checkpoint in `work`. The rate rises for a twentieth of the steps,
+    """Minimises a loss with Muon, from the last checkpoint in `work`. The rate rises for a twentieth of the steps,
     and falls to 0 over the last four fifths."""
-    parameters = list(chain(*(module.parameters() for module in modules.values())))
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = Muon(modules.values(), rate)
     file = work / f"{name}.safetensors"
     first = restore(file, modules, optimizer, asdict(training))
     started, losses = time.monotonic(), []
     for step in range(first, steps):
-        optimizer.param_groups[0]["lr"] = rate * min(20 * (step + 1) / steps, 1.0, 1.25 * (steps - step) / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(20 * (step + 1) / steps, 1.0, 1.25 * (steps - step) / steps)
         loss = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss of {name} is {loss.item()} at step {step}")
         optimizer.step()
         losses.append(loss.item())
         done = step + 1
@@ -241,7 +242,7 @@ def card(training: EditorTraining, pipeline: Any, result: Exam) -> str:
         "",
         f"- Autoencoder: {training.vae_steps} steps of {training.vae_images} pictures of random cells.",
         f"- Transformer and text encoders: {training.steps} steps of {training.edits} edits and {training.captions} "
-        f"captions, AdamW, peak rate {training.rate}, seed {training.seed}.",
+        f"captions, Muon, peak rate {training.rate}, seed {training.seed}.",
         f"- Defaults, in {SETTINGS_FILE}: {', '.join(f'{name} {value}' for name, value in RENDERING.items())}.",
         "- Made again by: `python -m auditdm_jax.scenes.editor --out zoo`",
         "",

@@ -31,7 +31,7 @@ class EditorSize:
     """Widths and depths of the editor's parts."""
 
     latent_channels: int = 16
-    vae_channels: tuple[int, int, int, int] = (16, 32, 64, 64)
+    vae_channels: tuple[int, int, int, int] = (8, 16, 32, 64)
     text_width: int = 96
     text_layers: int = 2
     heads: int = 4

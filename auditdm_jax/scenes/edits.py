@@ -242,4 +242,5 @@ def sample_edit(scene: Scene, rng: np.random.Generator, split: str) -> Edit:
     assert slots is not None  # the background can always be changed
     edited = carry_out(scene, kind, slots)
     assert edited is not None
-    return Edit(fill(*draw.pick(_PHRASINGS[kind, split]), slots), edited, kind)
+    lead, form = draw.pick(_PHRASINGS[kind, split])
+    return Edit(fill(lead, form, slots), edited, kind)
