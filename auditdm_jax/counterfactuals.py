@@ -37,23 +37,23 @@ from transformers import T5Tokenizer
 
 from auditdm_jax.bridge import to_jax, to_torch
 from auditdm_jax.errors import UserError
-from auditdm_jax.pipelines import FAMILIES, RenderSettings, family_of, is_out_of_memory, load_pipeline, quiet
+from auditdm_jax.pipelines import FAMILIES, Family, RenderSettings, family_of, is_out_of_memory, load_pipeline, quiet
 
 Size = tuple[int, int]  # height and width
 
 
 class Renderer:
-    """A diffusion pipeline with its settings.
+    """A diffusion pipeline with its settings. family: its defaults, if not those that `family_of` finds.
 
     counts: images skipped and prompts truncated so far, by the names at the top of this module.
     """
 
-    def __init__(self, pipeline: Any, settings: RenderSettings, device: str):
+    def __init__(self, pipeline: Any, settings: RenderSettings, device: str, family: Family | None = None):
         self.pipeline = pipeline
         self.settings = settings
         self.device = device
         self.name = type(pipeline).__name__
-        self.family = family_of(pipeline)
+        self.family = family or family_of(pipeline)
         if settings.image_guidance is not None and self.family.image_guidance is None:
             raise UserError(f"{self.name} has no image guidance; leave image_guidance out")
         self.micro_batch_size = settings.micro_batch_size or self.family.micro_batch_size
@@ -66,6 +66,7 @@ class Renderer:
         encoders = [end for end in ("", "_2", "_3") if getattr(pipeline, "text_encoder" + end, None) is not None]
         self.tokenizer = getattr(pipeline, "tokenizer" + encoders[-1])
         self.max_tokens = min(self.tokenizer.model_max_length, self.family.max_tokens)
+        self.max_command_tokens = min(self.max_tokens, self.family.max_command_tokens or self.max_tokens)
         self.counts: Counter[str] = Counter()
 
     @classmethod
@@ -129,7 +130,8 @@ class Renderer:
     def _render(self, canvas: Array, prompts: Sequence[str], seeds: Sequence[int], size: Size, edit: bool) -> Array:
         """The canvas with each image that can be rendered in its place."""
         self._check(len(canvas), len(prompts), len(seeds), size)
-        texts = list(map(self._cut, prompts))
+        max_tokens = self.max_command_tokens if edit else self.max_tokens
+        texts = [self._cut(prompt, max_tokens) for prompt in prompts]
         todo = [row for row, text in enumerate(texts) if text]
         self.counts["empty prompt"] += len(texts) - len(todo)
         if not todo:
@@ -140,7 +142,11 @@ class Renderer:
             for start in range(0, len(todo), self.micro_batch_size):
                 rows = todo[start : start + self.micro_batch_size]
                 images, unsafe = self._call(
-                    before[rows] if edit else None, [texts[row] for row in rows], [seeds[row] for row in rows], size
+                    before[rows] if edit else None,
+                    [texts[row] for row in rows],
+                    [seeds[row] for row in rows],
+                    size,
+                    max_tokens,
                 )
                 finite = images.isfinite().flatten(1).all(1)
                 good = finite & ~unsafe
@@ -151,12 +157,12 @@ class Renderer:
                 bar.update(len(rows))
         return jax.device_put(to_jax(after), canvas.sharding)
 
-    def _cut(self, prompt: str) -> str:
+    def _cut(self, prompt: str, max_tokens: int) -> str:
         """The part of a prompt that the text encoder takes, "" for white space. Counts what it cuts, and warns once."""
         # "<|image_pad|>" in a command would not be read as text: QwenImageEdit would look for a second image.
         prompt = prompt.replace("<|", "< |").strip()
         encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        limit = self.max_tokens - self.tokenizer.num_special_tokens_to_add()
+        limit = max_tokens - self.tokenizer.num_special_tokens_to_add()
         if len(encoded["input_ids"]) <= limit:
             return prompt
         if not self.counts["truncated prompt"]:
@@ -169,7 +175,7 @@ class Renderer:
         return prompt[: encoded["offset_mapping"][limit - 1][1]]
 
     def _call(
-        self, pixels: torch.Tensor | None, prompts: list[str], seeds: list[int], size: Size
+        self, pixels: torch.Tensor | None, prompts: list[str], seeds: list[int], size: Size, max_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One call of the pipeline: float32 images [b, 3, h, w] in 0..1 or NaN, and whether each was blanked [b].
 
@@ -190,7 +196,7 @@ class Renderer:
         elif not self.chooses_size:
             arguments |= {"height": size[0], "width": size[1]}
         if isinstance(self.tokenizer, T5Tokenizer):
-            arguments["max_sequence_length"] = self.max_tokens
+            arguments["max_sequence_length"] = max_tokens
         if self.name == "FluxKontextPipeline":  # or it would scale its image and its output to a megapixel
             arguments |= {"max_area": size[0] * size[1], "_auto_resize": False}
         if pixels is not None and self.name == "QwenImageEditPipeline":

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,12 @@ import torch
 import transformers
 
 from auditdm_jax.errors import UserError, one_line
+from auditdm_jax.files import read_json
 
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """How images are rendered; None is the default of the pipeline's class (`FAMILIES`)."""
+    """How images are rendered; None is the default of the pipeline's directory, or of its class (`family_of`)."""
 
     steps: int | None = None
     """Denoising steps."""
@@ -56,6 +57,8 @@ class Family:
     guidance: float
     max_tokens: int
     """Longest prompt; a tokenizer that declares less has its way."""
+    max_command_tokens: int | None = None
+    """Longest prompt of an edit, where that is less: Flux reads padding too, and it costs time."""
     edits: bool = False
     generates: bool = False
     image_guidance: float | None = None
@@ -77,6 +80,10 @@ FAMILIES = {
 }
 # FluxPipeline without guidance embeddings is the distilled FLUX.1-schnell; values of its documentation.
 SCHNELL = Family(4, 0.0, 256, generates=True)
+SETTINGS_FILE = "render_settings.json"
+"""A pipeline directory may state its own defaults in this file beside model_index.json: whole numbers for any of
+steps, max_tokens, max_command_tokens and micro_batch_size, a number for guidance."""
+_OWN_SETTINGS = {"steps", "guidance", "max_tokens", "max_command_tokens", "micro_batch_size"}
 # Where a pipeline's parts may come from; "stable_diffusion" is diffusers' own name for its safety checker.
 LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
 
@@ -89,11 +96,29 @@ class StillImageProcessor(transformers.Qwen2VLProcessor):
 
 
 def family_of(pipeline: Any) -> Family:
-    """The defaults of a loaded pipeline."""
+    """The defaults of a loaded pipeline: those of its class, and before them those of its directory.
+
+    Raises UserError if the directory's `SETTINGS_FILE` holds anything else.
+    """
     name = type(pipeline).__name__
-    if name == "FluxPipeline" and not pipeline.transformer.config.guidance_embeds:
-        return SCHNELL
-    return FAMILIES[name]
+    distilled = name == "FluxPipeline" and not pipeline.transformer.config.guidance_embeds
+    family = SCHNELL if distilled else FAMILIES[name]
+    file = Path(pipeline.config.get("_name_or_path") or "") / SETTINGS_FILE
+    if not file.exists():
+        return family
+    own = read_json(file)
+    if not (
+        isinstance(own, dict)
+        and set(own) <= _OWN_SETTINGS
+        and all(
+            type(value) in ((int, float) if key == "guidance" else (int,)) and value >= (key != "guidance")
+            for key, value in own.items()
+        )
+    ):
+        raise UserError(
+            f"{file} holds more than positive numbers for {', '.join(sorted(_OWN_SETTINGS))}; mend or remove it"
+        )
+    return replace(family, **own)
 
 
 def load_pipeline(path_or_hub_id: str | Path, settings: RenderSettings) -> tuple[Any, str]:

@@ -143,6 +143,10 @@ def fill(
 
 QUESTION_INSTRUCTION = "Ask a short question about this image that is hard to answer."
 """p_q, what the auditor is told by default (the paper's wording is not known)."""
+COMMAND_INSTRUCTION = "Write a command to change this image so that a question about it is hard to answer."
+"""p_e, for a command that an image editor carries out."""
+CAPTION_INSTRUCTION = "Write a short caption for this image with a change that is hard to see."
+"""p_c, for a caption from which an image is made anew."""
 
 
 def instruction_template(vlm: "VLM", instruction: str) -> PromptTemplate:

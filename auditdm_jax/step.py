@@ -150,6 +150,7 @@ def collect(
     translate: Translate,
 ) -> tuple[Batch, Float[Array, "A"], dict[str, Array], dict[str, Array]]:
     """Questions about a batch of images, answered and rewarded; the new archive, metrics, and the record."""
+    prompt = prompt_rows(cast.auditor.prompts, jnp.zeros(len(images), jnp.int32))
     questions = ask(
         auditor_params(trained.auditor, frozen.auditor),
         cast.auditor.config,

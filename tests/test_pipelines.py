@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import socket
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -14,7 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from auditdm_jax.counterfactuals import Renderer
 from auditdm_jax.errors import UserError
-from auditdm_jax.pipelines import FAMILIES, SCHNELL, RenderSettings, family_of, is_out_of_memory, load_pipeline, quiet
+from auditdm_jax.pipelines import (
+    FAMILIES,
+    SCHNELL,
+    SETTINGS_FILE,
+    RenderSettings,
+    family_of,
+    is_out_of_memory,
+    load_pipeline,
+    quiet,
+)
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -86,6 +96,16 @@ def test_flux_without_guidance_is_the_distilled_one():
     assert family_of(tiny_pipelines.flux(diffusers.FluxPipeline, guidance_embeds=False)) is SCHNELL
     kontext = tiny_pipelines.flux(diffusers.FluxKontextPipeline, guidance_embeds=False)
     assert family_of(kontext) is FAMILIES["FluxKontextPipeline"]
+
+
+def test_a_directory_may_state_its_own_settings(directory):
+    (directory / SETTINGS_FILE).write_text(json.dumps({"steps": 3, "guidance": 1, "max_command_tokens": 9}))
+    renderer = Renderer.load(directory, device="cpu")
+    assert renderer.family == replace(FAMILIES[renderer.name], steps=3, guidance=1, max_command_tokens=9)
+    assert (renderer.max_command_tokens, renderer.max_tokens) == (9, tiny_pipelines.CLIP_TOKENS)
+    for wrong in ("[]", '{"steps": 0}', '{"steps": 1.5}', '{"steps": true}', '{"guidance": "1"}', '{"alone": ""}', "{"):
+        (directory / SETTINGS_FILE).write_text(wrong)
+        expect(directory, SETTINGS_FILE)
 
 
 def test_a_hub_id_is_looked_up_in_the_cache(directory, tmp_path, monkeypatch):

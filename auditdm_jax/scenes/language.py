@@ -5,6 +5,7 @@ a model tested on unseen phrasings must put together parts it knows.
 """
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -87,38 +88,41 @@ class Ref(NamedTuple):
         return " ".join(word for word in (self.size, self.color, self.material, noun) if word)
 
 
-def phrasings(skill: str, split: str) -> list[tuple[str, str]]:
-    """The (lead, form) pairs of a skill that belong to one split; five in seven train, one each of the others."""
+def phrasings(forms: Sequence[str], split: str) -> list[tuple[str, str]]:
+    """The (lead, form) pairs that belong to one split, of up to three forms; five in seven train, one each of the
+    others."""
     return [
         (lead, form)
         for i, lead in enumerate(LEADS)
-        for j, form in enumerate(FORMS[skill])
+        for j, form in enumerate(forms)
         # The empty lead (i = 0) is always a training phrasing, so that plain questions are known to every model.
         if {1 + 2 * j: "validation", 2 + 2 * j: "test"}.get(i, "train") == split
     ]
 
 
-def _one_of(words, name: str) -> str:
+def one_of(words: Iterable[str], name: str) -> str:
+    """A pattern of any of the words, as the group `name`."""
     return f"(?P<{name}>{'|'.join(words)})"
 
 
-def _ref_pattern(name: str, plural: bool = False) -> str:
+def ref_pattern(name: str, plural: bool = False) -> str:
+    """A pattern of any `Ref`, as groups that `rules` puts together again."""
     nouns = _SINGULAR if plural else NOUNS
     optional = [("size", SIZES), ("color", COLORS), ("material", MATERIALS)]
-    prefix = "".join(f"(?:{_one_of(words, f'{name}_{key}')} )?" for key, words in optional)
-    return prefix + _one_of(nouns, f"{name}_noun")
+    prefix = "".join(f"(?:{one_of(words, f'{name}_{key}')} )?" for key, words in optional)
+    return prefix + one_of(nouns, f"{name}_noun")
 
 
 _SLOT_PATTERNS = {
-    "ref": _ref_pattern("ref"),
-    "ref2": _ref_pattern("ref2"),
-    "group": _ref_pattern("group", plural=True),
-    "group2": _ref_pattern("group2", plural=True),
-    "thing": f"(?:{_one_of(SPECIALS, 'special')}|{_ref_pattern('thing')})",
-    "relation": _one_of(RELATIONS, "relation"),
-    "comparison": _one_of(COMPARISONS, "comparison"),
-    "attribute": _one_of(ATTRIBUTES, "attribute"),
-    "color": _one_of(COLORS, "color"),
+    "ref": ref_pattern("ref"),
+    "ref2": ref_pattern("ref2"),
+    "group": ref_pattern("group", plural=True),
+    "group2": ref_pattern("group2", plural=True),
+    "thing": f"(?:{one_of(SPECIALS, 'special')}|{ref_pattern('thing')})",
+    "relation": one_of(RELATIONS, "relation"),
+    "comparison": one_of(COMPARISONS, "comparison"),
+    "attribute": one_of(ATTRIBUTES, "attribute"),
+    "color": one_of(COLORS, "color"),
 }
 
 
@@ -127,26 +131,39 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
-@lru_cache(maxsize=1)
-def _grammar() -> list[tuple[str, re.Pattern]]:
+Rules = list[tuple[str, re.Pattern]]
+
+
+def rules(forms_by_name: Mapping[str, Iterable[str]], slot_patterns: Mapping[str, str]) -> Rules:
+    """Patterns of all forms with and without a lead, each with its name."""
     leads = "|".join(plain(lead) for lead in LEADS if lead)
-    rules = []
-    for skill, forms in FORMS.items():
+    found = []
+    for name, forms in forms_by_name.items():
         for form in forms:
             pieces = re.split(r"{(\w+)}", form)
-            body = "".join(_SLOT_PATTERNS[p] if i % 2 else re.sub(r"[^a-z ]", "", p) for i, p in enumerate(pieces))
-            rules.append((skill, re.compile(f"(?:(?:{leads}) )?{body}")))
-    return rules
+            body = "".join(slot_patterns[p] if i % 2 else re.sub(r"[^a-z ]", "", p) for i, p in enumerate(pieces))
+            found.append((name, re.compile(f"(?:(?:{leads}) )?{body}")))
+    return found
+
+
+def match(text: str, grammar: Rules) -> tuple[str, dict[str, str | Ref]] | None:
+    """The name of the first rule that fits a whole text, and its slots; None if none does."""
+    words = plain(text)
+    for name, rule in grammar:
+        found = rule.fullmatch(words)
+        if found:
+            return name, _slots(found.groupdict())
+    return None
+
+
+@lru_cache(maxsize=1)
+def _grammar() -> Rules:
+    return rules(FORMS, _SLOT_PATTERNS)
 
 
 def parse(question: str) -> tuple[str, dict[str, str | Ref]] | None:
     """Skill and slots of a question in the world's language, whoever wrote it; None if it is not one."""
-    text = plain(question)
-    for skill, rule in _grammar():
-        match = rule.fullmatch(text)
-        if match:
-            return skill, _slots(match.groupdict())
-    return None
+    return match(question, _grammar())
 
 
 def _slots(groups: dict[str, str | None]) -> dict[str, str | Ref]:

@@ -45,8 +45,8 @@ class Member:
     description: float = 0.0
     """Share of training questions that ask what stands at a place."""
     asks: bool = False
-    """The auditor learns to ask questions of its distribution, and at first, in every other step, to answer uniform
-    ones: who asks about what is there must see it. Everything else learns to answer."""
+    """The auditor learns to write: questions of its distribution, commands and captions; and at first, in every third
+    step, to answer uniform questions. Everything else learns to answer."""
     images: int = 32
     """Pictures in a training step: many, because seeing is what is learned last."""
     questions: int = 8
@@ -79,7 +79,7 @@ MEMBERS = {
             "auditor",
             "gemma3",
             seed=7,
-            steps=1500,
+            steps=2400,
             base="reference-a",
             distribution="natural",
             asks=True,

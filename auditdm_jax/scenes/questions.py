@@ -10,6 +10,7 @@ from auditdm_jax.scenes import oracle
 from auditdm_jax.scenes.language import (
     ATTRIBUTES,
     COMPARISONS,
+    FORMS,
     NATURAL_WEIGHTS,
     NOUNS,
     RELATIONS,
@@ -23,7 +24,7 @@ from auditdm_jax.scenes.language import (
 from auditdm_jax.scenes.world import COLORS, GRID, SHAPES, SIZES, SPECIALS, SPLITS, Scene
 
 DISTRIBUTIONS = ("natural", "uniform")
-_PHRASINGS = {(skill, split): phrasings(skill, split) for skill in SKILLS for split in SPLITS}
+_PHRASINGS = {(skill, split): phrasings(FORMS[skill], split) for skill in SKILLS for split in SPLITS}
 _CUMULATIVE = {
     "natural": np.cumsum([NATURAL_WEIGHTS[skill] for skill in SKILLS]) / sum(NATURAL_WEIGHTS.values()),
     "uniform": np.cumsum(np.full(len(SKILLS), 1 / len(SKILLS))),

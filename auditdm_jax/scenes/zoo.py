@@ -8,66 +8,101 @@ long-tailed natural distribution of questions, as models do, and are therefore b
 """
 
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.errors import UserError, run_cli
 from auditdm_jax.evals import Answerer, accuracy
 from auditdm_jax.files import atomic_folder
-from auditdm_jax.finetune import Encoder, FinetuneState, fit, init_state, make_optimizer
+from auditdm_jax.finetune import Batch, Encoder, FinetuneState, fit, init_state, make_optimizer
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_template, template_for
+from auditdm_jax.prompts import (
+    CAPTION_INSTRUCTION,
+    COMMAND_INSTRUCTION,
+    QUESTION_INSTRUCTION,
+    instruction_template,
+    template_for,
+)
 from auditdm_jax.rollout import ask_many
 from auditdm_jax.scenes import dataset
+from auditdm_jax.scenes.captions import parse_caption
+from auditdm_jax.scenes.edits import apply
 from auditdm_jax.scenes.language import UNCLEAR
 from auditdm_jax.scenes.members import MEMBERS, Member, new_model
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.zoo_paths import ZOO
 
 LOG_EVERY = 200
+# Of a caption that the auditor learns to write: with its commas it fits in the tokens.
+CAPTION_WORDS = 27
+# What the auditor writes: the instruction, and the tokens of the longest.
+WRITING = {
+    "question": (QUESTION_INSTRUCTION, 12),
+    "command": (COMMAND_INSTRUCTION, 16),
+    "caption": (CAPTION_INSTRUCTION, 31),
+}
 
 
-def batches(vlm: VLM, member: Member, start: int):
-    """Training batches of a member, from number `start` on; an asking one answers and asks in turn, then only asks."""
-    encode = Encoder(vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=4 if member.description else 2)
-
-    def answering(first: int):
-        shares = ("uniform" if member.asks else member.distribution, member.unanswerable, member.description)
-        # Late, because whoever meets nonsense before it knows the language takes new phrasings for nonsense; and not to
-        # the end, so that what doubt it has cast on them is mended.
-        nonsense = range(member.steps * 7 // 10, member.steps * 17 // 20)
-        for images, rows in dataset.question_stream(
-            member.seed, first, member.images, member.questions, *shares, nonsense
-        ):
-            yield encode(images, *[[[getattr(q, part) for q in row] for row in rows] for part in ("text", "answer")])
-
+def batches(vlm: VLM, member: Member, start: int) -> Iterator[Batch]:
+    """Training batches of a member, from number `start` on."""
     if not member.asks:
-        yield from answering(start)
+        yield from answering(vlm, member, member.distribution, start)
         return
-    together = member.steps * 2 // 3
-    ask = Encoder(vlm, instruction_template(vlm, QUESTION_INSTRUCTION), max_question_tokens=0, max_answer_tokens=12)
-
-    def asking(first: int):
-        for images, rows in dataset.question_stream(
-            member.seed, first, member.images, member.questions, member.distribution
-        ):
-            yield ask(images, [[""] * member.questions] * len(rows), [[q.text for q in row] for row in rows])
-
-    answers, questions = answering((min(start, together) + 1) // 2), asking(start - (min(start, together) + 1) // 2)
+    done = Counter(auditor_lesson(member, number) for number in range(start))
+    streams = {name: writing(vlm, member, name, done[name]) for name in WRITING}
+    streams["answer"] = answering(vlm, member, "uniform", done["answer"])
     for number in count(start):
-        yield next(questions if number % 2 or number >= together else answers)
+        yield next(streams[auditor_lesson(member, number)])
+
+
+def answering(vlm: VLM, member: Member, distribution: str, first: int) -> Iterator[Batch]:
+    """Questions of training scenes with their answers."""
+    encode = Encoder(vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=4 if member.description else 2)
+    shares = (distribution, member.unanswerable, member.description)
+    # Late, because whoever meets nonsense before it knows the language takes new phrasings for nonsense; and not to
+    # the end, so that what doubt it has cast on them is mended.
+    nonsense = range(member.steps * 7 // 10, member.steps * 17 // 20)
+    for images, rows in dataset.question_stream(member.seed, first, member.images, member.questions, *shares, nonsense):
+        yield encode(images, *[[[getattr(q, part) for q in row] for row in rows] for part in ("text", "answer")])
+
+
+def auditor_lesson(member: Member, number: int) -> str:
+    """What the auditor learns in a step: at first also to answer, for who asks about what is there must see it."""
+    together = ("answer", "question", "command", "answer", "question", "caption")
+    alone = ("question", "command", "question", "caption")
+    return together[number % 6] if number < member.steps * 3 // 5 else alone[number % 4]
+
+
+def writing(vlm: VLM, member: Member, kind: str, first: int) -> Iterator[Batch]:
+    """What the auditor writes on being told to: questions, commands, or captions that fit in its tokens."""
+    instruction, tokens = WRITING[kind]
+    encode = Encoder(vlm, instruction_template(vlm, instruction), max_question_tokens=0, max_answer_tokens=tokens)
+    shape = (member.seed, first, member.images, member.questions)
+    texts: Iterator[tuple[np.ndarray, list[list[str]]]]
+    if kind == "question":
+        stream = dataset.question_stream(*shape, member.distribution)
+        texts = ((images, [[q.text for q in row] for row in rows]) for images, rows in stream)
+    elif kind == "command":
+        texts = dataset.command_stream(*shape)
+    else:
+        texts = dataset.caption_stream(*shape, CAPTION_WORDS)
+    for images, rows in texts:
+        yield encode(images, [[""] * member.questions] * len(rows), rows)
 
 
 def examine(vlm: VLM, member: Member, count: int) -> dict:
-    """Accuracy by skill on unseen scenes and phrasings; for the auditor the share of its questions that parse."""
+    """Accuracy by skill on unseen scenes and phrasings; for the auditor how well it writes."""
     if member.asks:
-        return question_quality(vlm, count)
+        return writing_quality(vlm, count)
     test = dataset.balanced_set(count)
     ask = Answerer(vlm)
     answers = ask(test.images, [question.text for question in test.questions])
@@ -79,13 +114,25 @@ def examine(vlm: VLM, member: Member, count: int) -> dict:
     return result
 
 
-def question_quality(vlm: VLM, count: int) -> dict:
-    """Share of sampled questions (temperature 1, one a test scene) by the oracle's verdict."""
+def writing_quality(vlm: VLM, count: int) -> dict:
+    """Of what is sampled (temperature 1, one of each kind a test scene): questions by the oracle's verdict, commands
+    that parse and that can be carried out, captions that parse."""
     scenes, images = dataset.scenes_of("test", 0, count)
-    questions = [row[0] for row in ask_many(vlm, images, seed=0)]
-    statuses = [judge(question, scene).status for question, scene in zip(questions, scenes, strict=True)]
+    texts = {
+        kind: [row[0] for row in ask_many(vlm, images, seed=0, instruction=instruction, max_new_tokens=tokens + 1)]
+        for kind, (instruction, tokens) in WRITING.items()
+    }
+    statuses = [judge(text, scene).status for text, scene in zip(texts["question"], scenes, strict=True)]
     shares = {status: statuses.count(status) / count for status in ("answered", "unanswerable", "unparsable")}
-    return {"n": count, "parsed": 1 - shares["unparsable"], **shares}
+    edits = [apply(text, scene).status for text, scene in zip(texts["command"], scenes, strict=True)]
+    return {
+        "n": count,
+        "parsed": 1 - shares["unparsable"],
+        **shares,
+        "commands parsed": 1 - edits.count("unparsable") / count,
+        "commands that can be done": edits.count("done") / count,
+        "captions parsed": sum(parse_caption(text) is not None for text in texts["caption"]) / count,
+    }
 
 
 def train_member(member: Member, out: Path, work: Path) -> None:
@@ -120,14 +167,16 @@ def train_member(member: Member, out: Path, work: Path) -> None:
 
 
 def headline(result: dict) -> str:
-    return f"accuracy {result['overall']:.3f}" if "overall" in result else f"parsed {result['parsed']:.3f}"
+    if "overall" in result:
+        return f"accuracy {result['overall']:.3f}"
+    return " ".join(f"{name} {share:.3f}" for name, share in result.items() if name != "n")
 
 
 def card(member: Member, result: dict, vlm: VLM) -> str:
     """The model card: how it was made, and what it can do on unseen scenes and phrasings."""
     count = sum(x.size for x in jax.tree.leaves(vlm.params))
     examples = member.steps * member.images * member.questions
-    task = "asks questions" if member.asks else "answers questions"
+    task = "asks questions, writes edit commands and captions" if member.asks else "answers questions"
     lines = [
         "---",
         "license: apache-2.0",
@@ -149,7 +198,7 @@ def card(member: Member, result: dict, vlm: VLM) -> str:
         "",
     ]
     if member.asks:
-        lines += [f"- {name}: {result[name]:.3f}" for name in ("parsed", "answered", "unanswerable", "unparsable")]
+        lines += [f"- {name}: {share:.3f}" for name, share in result.items() if name != "n"]
     else:
         lines.append(f"Accuracy {result['overall']:.3f} (95 % {result['ci_low']:.3f} to {result['ci_high']:.3f}).")
         lines += ["", "| skill | accuracy |", "|---|---|"]

@@ -1,0 +1,68 @@
+"""What the embedded editor learns from: random cells for its autoencoder, then edits and captions of training scenes.
+
+Batch i depends on (seed, i) alone, so a resumed training goes on exactly where it stopped. Scenes are given as indices
+into `parser.things()`: there are so few cells that each is encoded once.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from auditdm_jax.scenes.captions import sample_caption
+from auditdm_jax.scenes.editor_parts import CAPTION_TOKENS
+from auditdm_jax.scenes.edits import sample_edit
+from auditdm_jax.scenes.parser import images_of, things
+from auditdm_jax.scenes.world import GRID, WEATHERS, Scene, Thing, sample_scene
+
+# Weight of a cell that the text changes (in a caption: that it fills) against one that stays as it was.
+CHANGED_WEIGHT = 7.0
+# Where the training scenes of the editor begin: beyond those of the zoo's other members.
+_FIRST_SCENE = 500
+
+
+class Lessons(NamedTuple):
+    """weathers: int [2, B] and cells: int [2, B, 16], before and after; texts: B commands or captions;
+    weights: float32 [B, 16], of the cells in the loss, with a mean of 1 in each scene."""
+
+    weathers: np.ndarray
+    cells: np.ndarray
+    texts: list[str]
+    weights: np.ndarray
+
+
+@lru_cache(maxsize=1)
+def _indices() -> dict[Thing | None, int]:
+    return {thing: index for index, thing in enumerate(things())}
+
+
+def indices_of(scene: Scene) -> list[int]:
+    """The 16 cells of a scene as indices into `things()`."""
+    return [_indices()[thing] for thing in scene.cells]
+
+
+def pictures_of_cells(seed: int, batch: int, count: int) -> np.ndarray:
+    """uint8 [count, 64, 64, 3]: anything anywhere, each thing as likely as any other, from crowded to nearly empty."""
+    rng = np.random.default_rng((seed, batch, 0))
+    indices = rng.integers(len(things()), size=(count, GRID * GRID))
+    indices[rng.random(indices.shape) < rng.uniform(0, 0.8, (count, 1))] = 0
+    return images_of(rng.integers(len(WEATHERS), size=count), indices)
+
+
+def scene_lessons(seed: int, batch: int, count: int, edits: bool) -> Lessons:
+    """Edits of training scenes in training phrasings, or captions of such scenes (before = after)."""
+    rng = np.random.default_rng((seed, batch, 1 + edits))
+    first = (_FIRST_SCENE + 2 * seed + edits) * 100_000_000 + batch * count
+    before = [sample_scene("train", first + row) for row in range(count)]
+    if edits:
+        drawn = [sample_edit(scene, rng, "train") for scene in before]
+        after, texts = [edit.scene for edit in drawn], [edit.command for edit in drawn]
+    else:
+        told = [sample_caption(scene, rng, CAPTION_TOKENS - 1) for scene in before]
+        before, texts = [scene for scene, _ in told], [text for _, text in told]
+        after = before
+    weathers = np.array([[WEATHERS.index(scene.weather) for scene in scenes] for scenes in (before, after)])
+    cells = np.array([[indices_of(scene) for scene in scenes] for scenes in (before, after)])
+    changed = (cells[0] != cells[1]) | (weathers[0] != weathers[1])[:, None] if edits else cells[1] > 0
+    weights = np.where(changed, CHANGED_WEIGHT, 1.0)
+    return Lessons(weathers, cells, texts, (weights / weights.mean(1, keepdims=True)).astype(np.float32))

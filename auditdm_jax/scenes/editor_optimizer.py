@@ -1,0 +1,60 @@
+"""Muon for the editor: as the zoo's, but for torch, and for convolutions too."""
+
+from collections.abc import Iterable
+
+import torch
+
+# Of the momentum and of Adam's two means, and the coefficients that Muon's authors chose.
+_MOMENTUM, _MEAN, _SQUARE = 0.95, 0.9, 0.98
+_A, _B, _C, _ITERATIONS = 3.4445, -4.7750, 2.0315, 5
+# Root mean square of an update at rate 1, that of Adam in practice.
+_SCALE = 0.2
+
+
+class Muon(torch.optim.Optimizer):
+    """Matrices and kernels move by their orthogonalised momentum; embeddings, biases and norms by Adam, as far.
+
+    Every update has a root mean square of 0.2 times the rate, about.
+    """
+
+    def __init__(self, modules: Iterable[torch.nn.Module], lr: float):
+        parts = [part for module in modules for part in module.modules()]
+        words = {id(part.weight) for part in parts if isinstance(part, torch.nn.Embedding)}
+        every = {id(weight): weight for part in parts for weight in part.parameters(recurse=False)}
+        matrices = [weight for key, weight in every.items() if weight.ndim > 1 and key not in words]
+        others = [weight for key, weight in every.items() if weight.ndim < 2 or key in words]
+        groups = [{"params": matrices, "orthogonal": True}, {"params": others, "orthogonal": False}]
+        super().__init__(groups, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Moves every parameter that has a gradient."""
+        for group in self.param_groups:
+            update_of = self._orthogonal if group["orthogonal"] else self._adam
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.sub_(_SCALE * group["lr"] * update_of(weight))
+
+    def _orthogonal(self, weight: torch.Tensor) -> torch.Tensor:
+        state = self.state[weight]
+        momentum = state.setdefault("momentum", torch.zeros_like(weight))
+        momentum.mul_(_MOMENTUM).add_(weight.grad)
+        matrix = (weight.grad + _MOMENTUM * momentum).flatten(1)
+        tall = matrix.shape[0] > matrix.shape[1]
+        x = matrix.T if tall else matrix
+        x = x / (x.norm() + 1e-7)
+        for _ in range(_ITERATIONS):
+            square = x @ x.T
+            x = _A * x + (_B * square + _C * square @ square) @ x
+        return (x.T if tall else x).reshape(weight.shape) * max(matrix.shape) ** 0.5
+
+    def _adam(self, weight: torch.Tensor) -> torch.Tensor:
+        state = self.state[weight]
+        if not state:
+            state |= {"step": torch.zeros(()), "mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
+        state["step"] += 1
+        state["mean"].lerp_(weight.grad, 1 - _MEAN)
+        state["square"].lerp_(weight.grad**2, 1 - _SQUARE)
+        mean = state["mean"] / (1 - _MEAN ** float(state["step"]))
+        square = state["square"] / (1 - _SQUARE ** float(state["step"]))
+        return mean / (square.sqrt() + 1e-8)
