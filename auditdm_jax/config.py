@@ -1,7 +1,7 @@
 """Settings of the three commands: frozen dataclasses, read by tyro, checked before anything is computed."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -9,8 +9,11 @@ from auditdm_jax.advantages import ScaleRewards
 from auditdm_jax.conventions import DEFAULT_PRESET, PRESETS, Convention, convention_of
 from auditdm_jax.errors import UserError
 from auditdm_jax.policy_terms import KLEstimator, LossType, SamplingCorrection
-from auditdm_jax.prompts import QUESTION_INSTRUCTION
+from auditdm_jax.prompts import CAPTION_INSTRUCTION, COMMAND_INSTRUCTION, QUESTION_INSTRUCTION
 from auditdm_jax.scenes.zoo_paths import same_model
+
+Channel = Literal["question", "edit", "caption"]
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,79 @@ class GRPO:
 
 
 @dataclass(frozen=True)
+class RenderSettings:
+    """How images are rendered; None is the default of the pipeline's directory, or of its class (`family_of`)."""
+
+    steps: int | None = None
+    """Denoising steps."""
+    guidance: float | None = None
+    """Weight of the text; 1 = no classifier-free guidance."""
+    image_guidance: float | None = None
+    """Weight of the input image; only InstructPix2Pix has it."""
+    size: int | tuple[int, int] | None = None
+    """Height and width that the pipeline works at; None = an edit's own, a generation's as the pipeline was trained."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights; None = bfloat16 on a GPU, float32 on a CPU."""
+    device: str | None = None
+    """As torch names it; None = the GPU where torch sees one."""
+    micro_batch_size: int | None = None
+    """Images rendered at once."""
+    cpu_offload: bool = False
+    """Keeps on the GPU only the part of the pipeline that is at work: slower, in much less of its memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; give 1 or more")
+
+
+@dataclass(frozen=True)
+class Probing:
+    """The channels of the audit: what the auditor writes, and what becomes of it."""
+
+    channels: tuple[Channel, ...] = ("question",)
+    """The auditor asks a question of the image, or writes a command that an editor carries out, or a caption from
+    which a generator makes a new image; the images are shared out among these."""
+    channel_weights: tuple[float, ...] = ()
+    """Share of the images that each channel has, in the same order; by default equal."""
+    editor: str = "editor"
+    """Diffusion pipeline that carries out commands: the zoo's, a pipeline directory or a hub id."""
+    generator: str = "editor"
+    """Diffusion pipeline that draws captions."""
+    old_questions: float = 0.5
+    """Share of the new images of which a question is asked that was written for the old image, by the auditor before
+    training; the others are asked a new one, by the auditor that is trained."""
+    command_instruction: str = COMMAND_INSTRUCTION
+    """p_e: what the auditor is told for a command."""
+    caption_instruction: str = CAPTION_INSTRUCTION
+    """p_c: what the auditor is told for a caption."""
+    max_command_tokens: int = 16
+    """Commands that have not ended by then are over-long and earn nothing."""
+    max_caption_tokens: int = 32
+    """Captions that have not ended by then are over-long and earn nothing."""
+    render: RenderSettings = field(default_factory=RenderSettings)
+
+    def __post_init__(self) -> None:
+        if not self.channels or len(set(self.channels)) < len(self.channels):
+            raise UserError(
+                f"channels is {' '.join(self.channels) or 'empty'}: name each of {', '.join(CHANNELS)} once"
+            )
+        if self.channel_weights and len(self.channel_weights) != len(self.channels):
+            raise UserError(
+                f"channel-weights has {len(self.channel_weights)} numbers for {len(self.channels)} channels: "
+                "give one for each"
+            )
+        if any(not 0 < weight < float("inf") for weight in self.channel_weights):
+            raise UserError("channel-weights must be above 0: leave a channel out instead")
+        if not 0 <= self.old_questions <= 1:
+            raise UserError(f"old-questions is {self.old_questions}: it is a share, from 0 to 1")
+        for name in ("max_command_tokens", "max_caption_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+
+
+@dataclass(frozen=True)
 class Models:
     """Zoo names, checkpoint directories or hub ids."""
 
@@ -129,6 +205,7 @@ class TrainConfig(RunPaths):
     images_per_step: int = 16
     """B: images a step asks about."""
     models: Annotated[Models, tyro.conf.arg(name="")] = field(default_factory=Models)
+    probing: Annotated[Probing, tyro.conf.arg(name="")] = field(default_factory=Probing)
     reward: Reward = field(default_factory=Reward)
     grpo: GRPO = field(default_factory=GRPO)
     instruction: str = QUESTION_INSTRUCTION

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,9 @@ from tqdm import tqdm
 from transformers import T5Tokenizer
 
 from auditdm_jax.bridge import to_jax, to_torch
+from auditdm_jax.config import RenderSettings
 from auditdm_jax.errors import UserError
-from auditdm_jax.pipelines import FAMILIES, Family, RenderSettings, family_of, is_out_of_memory, load_pipeline, quiet
+from auditdm_jax.pipelines import FAMILIES, Family, family_of, is_out_of_memory, load_pipeline, quiet
 
 Size = tuple[int, int]  # height and width
 
@@ -87,7 +88,7 @@ class Renderer:
         Raises UserError for a pipeline that takes no image, unequal counts, a size the pipeline cannot work at, or
         too little memory.
         """
-        self._require("edits", "takes no image")
+        self.require("edits")
         if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise UserError(f"the images are {images.dtype} {images.shape}; give uint8 [images, height, width, 3]")
         size = _pair(images.shape[1:3] if self.settings.size is None else self.settings.size)
@@ -101,15 +102,17 @@ class Renderer:
 
         size: height and width; None = that of the settings, else the pipeline's own. Raises UserError as `edit` does.
         """
-        self._require("generates", "only edits images")
+        self.require("generates")
         size = self.settings.size if size is None else size
         height, width = self._own_size() if size is None else _pair(size)
         with self._memory(len(captions), (height, width)):
             black = jnp.zeros((len(captions), height, width, 3), jnp.uint8)
             return self._render(black, captions, seeds, (height, width), edit=False)
 
-    def _require(self, ability: str, lack: str) -> None:
+    def require(self, ability: Literal["edits", "generates"]) -> None:
+        """Raises UserError, naming pipelines that have the ability, if this one has not."""
         if not getattr(self.family, ability):
+            lack = {"edits": "takes no image", "generates": "only edits images"}[ability]
             others = ", ".join(name for name, family in FAMILIES.items() if getattr(family, ability))
             raise UserError(f"{self.name} {lack}; use one of {others}")
 

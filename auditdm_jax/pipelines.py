@@ -11,42 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import torch
 import transformers
 
+from auditdm_jax.config import RenderSettings
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import read_json
-
-
-@dataclass(frozen=True)
-class RenderSettings:
-    """How images are rendered; None is the default of the pipeline's directory, or of its class (`family_of`)."""
-
-    steps: int | None = None
-    """Denoising steps."""
-    guidance: float | None = None
-    """Weight of the text; 1 = no classifier-free guidance."""
-    image_guidance: float | None = None
-    """Weight of the input image; only InstructPix2Pix has it."""
-    size: int | tuple[int, int] | None = None
-    """Height and width that the pipeline works at; None = an edit's own, a generation's as the pipeline was trained."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the weights; None = bfloat16 on a GPU, float32 on a CPU."""
-    device: str | None = None
-    """As torch names it; None = the GPU where torch sees one."""
-    micro_batch_size: int | None = None
-    """Images rendered at once."""
-    cpu_offload: bool = False
-    """Keeps on the GPU only the part of the pipeline that is at work: slower, in much less of its memory."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "micro_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; give 1 or more")
 
 
 @dataclass(frozen=True)

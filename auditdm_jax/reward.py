@@ -19,11 +19,12 @@ from auditdm_jax.answers import mix32
 
 @flax.struct.dataclass
 class Outcome:
-    """What came of G questions for each of B images. Exactly one of the seven outcomes holds for each.
+    """What came of G questions for each of B images. Exactly one of the eight outcomes holds for each.
 
     reward: 1 where claimed, otherwise 0. valid: claimed or agreed, so that the question was scored.
 
-    Of the question:         empty, overlong (it never ended).
+    Of what was written:     empty, overlong (it never ended).
+    Of a new image:          spoiled (blank, unchanged or shifted: a failure would be the renderer's).
     Of the references:       abstained (their shared answer is that there is none), no_consensus.
     Of the target's answer:  target_unanswered (it abstains or is empty), agreed, claimed (it differs from the
                              consensus: a failure, as far as the references know).
@@ -36,6 +37,7 @@ class Outcome:
     valid: Bool[Array, "B G"]
     empty: Bool[Array, "B G"]
     overlong: Bool[Array, "B G"]
+    spoiled: Bool[Array, "B G"]
     abstained: Bool[Array, "B G"]
     no_consensus: Bool[Array, "B G"]
     target_unanswered: Bool[Array, "B G"]
@@ -72,6 +74,7 @@ def disagreement(
     *,
     question_empty: Bool[Array, "B G"] | bool = False,
     question_overlong: Bool[Array, "B G"] | bool = False,
+    image_spoiled: Bool[Array, "B G"] | bool = False,
 ) -> Outcome:
     """The paper's reward: the references agree on an answer and the target gives another.
 
@@ -84,6 +87,7 @@ def disagreement(
     conditions = {
         "empty": question_empty,
         "overlong": question_overlong,
+        "spoiled": image_spoiled,
         "abstained": is_consensus & (winner == abstention),
         "no_consensus": ~is_consensus,
         "target_unanswered": target_empty | (target_ids == abstention),

@@ -44,6 +44,15 @@ def ask(
     )
 
 
+def words_of(
+    written: Completions, config: VLMConfig
+) -> tuple[Bool[Array, "B G T"], Bool[Array, "B G"], Bool[Array, "B G"]]:
+    """Which tokens are words and no end token, which completions have none, and which never ended."""
+    is_end = jnp.isin(written.ids, jnp.asarray(config.eos_token_ids)) & written.mask
+    words = written.mask & ~is_end
+    return words, ~words.any(-1), ~is_end.any(-1)
+
+
 def question_logps(
     params,
     config: VLMConfig,

@@ -90,7 +90,8 @@ def _rebuilt(like: Any, saved: Any) -> Any:
             continue
         numbers = (int, float)
         wanted = list if isinstance(old, tuple) else numbers if isinstance(old, numbers) else type(old)
-        if not isinstance(new, wanted):
+        # What is None unless it is given may be of any simple type.
+        if old is not None and not isinstance(new, wanted):
             raise TypeError(f"{name} is {one_line(repr(new), 40)}")
         known[name] = tuple(new) if isinstance(new, list) else new
     return replace(like, **known)

@@ -1,14 +1,15 @@
 """[jit] One training step, as in the paper's figure: rollout -> answers -> reward -> update.
 
 Where all models read the same tokens the whole step is one compiled function, and a question goes from the auditor to
-the others as ids; otherwise the compiled parts are joined by `Translate`, which takes the text through the host. With
+the others as ids; otherwise the compiled parts are joined by `Translate`, which takes the text through the host. So
+are they where images are made anew, between what the auditor writes and what is asked (`channels.Prober`). With
 dynamic sampling (arXiv:2503.14476) the rollouts of several batches, compiled as one function, come before one update.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +17,18 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from auditdm_jax.answers import answer_ids, text_answer_id
-from auditdm_jax.config import GRPO, Reward
+from auditdm_jax.config import CHANNELS, GRPO, Reward
 from auditdm_jax.models import lora
 from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.policy_gradient import expected_zero_signal, policy_gradient_loss, zero_signal
 from auditdm_jax.prompts import fill
 from auditdm_jax.reward import Outcome, disagreement, novelty_weights, question_ngrams
-from auditdm_jax.rollout import ask, prompt_rows, question_logps
+from auditdm_jax.rollout import ask, prompt_rows, question_logps, words_of
 from auditdm_jax.sampling import Completions, Prompt, sample
 from auditdm_jax.state import AuditState, Cast, Frozen, Params, Role, Trained
+
+if TYPE_CHECKING:
+    from auditdm_jax.channels import Prober  # with torch: who only asks does not wait for it
 
 ABSTENTION = "unclear"
 
@@ -56,25 +60,26 @@ class Batch(NamedTuple):
     signal: Bool[Array, "B"]
 
 
-def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = None):
+def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = None, prober: "Prober | None" = None):
     """step(state, images, draw=None) -> (state, metrics, record).
 
-    translate: None where every model reads the auditor's tokens. draw: gives further images, for dynamic sampling.
+    translate: None where every model reads the auditor's tokens. prober: None where the auditor only asks. draw: gives
+    further images, for dynamic sampling.
     """
-    parts: dict[str, Any] = dict(
-        cast=cast, settings=settings, translate=translate or (lambda questions, number: questions)
-    )
+    parts: dict[str, Any] = dict(cast=cast, settings=settings, translate=translate)
+    ask_once = partial(collect, **parts) if prober is None else partial(collect_probes, prober=prober, **parts)
     if settings.grpo.max_resamples:
-        ask_once = partial(collect, **parts)
         # Compiled once: every batch has one shape, and how many there are is decided outside.
-        compiled = ask_once if translate else jax.jit(ask_once)
+        compiled = ask_once if translate or prober else jax.jit(ask_once)
         return partial(resampling_step, ask_once=compiled, cast=cast, settings=settings)
-    if translate is not None:
-        return lambda state, images, draw=None: audit_step(state, images, **parts)
+    if translate is not None or prober is not None:
+        return lambda state, images, draw=None: audit_step(state, images, ask_once, cast.auditor.config, settings)
 
     @partial(jax.jit, donate_argnums=0)
     def fused(trained: Trained, frozen: Frozen, images: Array) -> tuple[Trained, dict, dict]:
-        state, metrics, record = audit_step(AuditState(trained, frozen), images, **parts)
+        state, metrics, record = audit_step(
+            AuditState(trained, frozen), images, ask_once, cast.auditor.config, settings
+        )
         return state.trained, metrics, record
 
     def step(state: AuditState, images: Array, draw: Draw | None = None) -> tuple[AuditState, dict, dict]:
@@ -86,18 +91,16 @@ def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = 
 
 
 def audit_step(
-    state: AuditState, images: UInt8[Array, "B H W 3"], *, cast: Cast, settings: StepSettings, translate: Translate
+    state: AuditState, images: UInt8[Array, "B H W 3"], ask_once: Callable, config: VLMConfig, settings: StepSettings
 ) -> tuple[AuditState, dict[str, Array], dict[str, Array]]:
-    """One update of the auditor with one batch of images.
+    """One update of the auditor with one batch of images. ask_once: `collect` or `collect_probes`.
 
     Every component of the reward is in the metrics; the record holds the questions and how each came out.
     """
     trained, frozen = state.trained, state.frozen
     key = jax.random.fold_in(trained.key, trained.step)
-    batch, archive, asked, record = collect(
-        trained, frozen, images, key, cast=cast, settings=settings, translate=translate
-    )
-    trained, metrics = update(trained, frozen, cast.auditor.config, batch, settings)
+    batch, archive, asked, record = ask_once(trained, frozen, images, key)
+    trained, metrics = update(trained, frozen, config, batch, settings)
     return AuditState(replace(trained, archive=archive), frozen), metrics | asked, record
 
 
@@ -147,7 +150,7 @@ def collect(
     *,
     cast: Cast,
     settings: StepSettings,
-    translate: Translate,
+    translate: Translate | None,
 ) -> tuple[Batch, Float[Array, "A"], dict[str, Array], dict[str, Array]]:
     """Questions about a batch of images, answered and rewarded; the new archive, metrics, and the record."""
     prompt = prompt_rows(cast.auditor.prompts, jnp.zeros(len(images), jnp.int32))
@@ -161,18 +164,84 @@ def collect(
         max_new_tokens=settings.max_question_tokens,
         temperature=settings.grpo.temperature,
     )
-    outcome = examine(frozen, cast, images, questions, settings, translate)
-    rewards, archive = diversified(outcome, questions, trained.archive, settings.reward)
-    without = zero_signal(outcome.reward)
-    expected = expected_zero_signal(outcome.reward.mean(), settings.grpo.num_generations)
+    words, empty, overlong = words_of(questions, cast.auditor.config)
+    flaws = {"question_empty": empty, "question_overlong": overlong}
+    outcome = examine(frozen, cast, images, (questions.ids, words), flaws, settings, translate)
+    rewards, archive = diversified(outcome, (questions.ids, words), trained.archive, settings.reward)
+    metrics = asked_metrics(outcome, rewards, questions)
+    record = {"question_ids": questions.ids, "question_mask": questions.mask, **recorded(outcome)}
+    return Batch(images, prompt, questions, rewards, ~zero_signal(outcome.reward)), archive, metrics, record
+
+
+def collect_probes(
+    trained: Trained,
+    frozen: Frozen,
+    images: UInt8[Array, "B H W 3"],
+    key: Array,
+    *,
+    cast: Cast,
+    settings: StepSettings,
+    translate: Translate | None,
+    prober: "Prober",
+) -> tuple[Batch, Float[Array, "A"], dict[str, Array], dict[str, Array]]:
+    """As `collect`, through all of the run's channels: only what was written for the channel is rewarded."""
+    current = auditor_params(trained.auditor, frozen.auditor)
+    probes = prober(current, frozen.auditor, images, key, settings.grpo.num_generations)
+    shape = probes.empty.shape
+    words, _, _ = words_of(probes.questions, cast.auditor.config)
+    asked = (probes.questions.ids, words)
+    flaws = {"question_empty": probes.empty, "question_overlong": probes.overlong, "image_spoiled": probes.spoiled}
+    flaws = {name: flaw.reshape(-1, 1) for name, flaw in flaws.items()}
+    # One question for each of the N images.
+    rewarded = _rewarded if translate else _rewarded_compiled
+    outcome, rewards, archive = rewarded(
+        frozen, cast, probes.images, asked, flaws, trained.archive, settings=settings, translate=translate
+    )
+    outcome, rewards = jax.tree.map(lambda x: x.reshape(shape), (outcome, rewards))
+    metrics = asked_metrics(outcome, rewards, probes.written)
+    for name in CHANNELS:
+        rows = prober.layout.through(name)
+        if len(rows):
+            shares = {"claimed": outcome.claimed, "spoiled": outcome.spoiled, "reward": rewards}
+            metrics |= {f"{name}/{share}": value[rows].mean() for share, value in shares.items()}
+    metrics |= {name: jnp.float32(count) for name, count in probes.faults.items()}
+    ids, mask = (x.reshape(*shape, -1) for x in (probes.questions.ids, probes.questions.mask))
+    record = {"question_ids": ids, "question_mask": mask, "images": probes.images, **recorded(outcome)}
+    signal = ~zero_signal(outcome.reward)
+    return Batch(images, probes.prompt, probes.written, rewards, signal), archive, metrics, record
+
+
+def _rewarded(
+    frozen: Frozen,
+    cast: Cast,
+    images: Array,
+    questions: Questions,
+    flaws: dict[str, Array],
+    archive: Array,
+    *,
+    settings: StepSettings,
+    translate: Translate | None,
+) -> tuple[Outcome, Array, Array]:
+    outcome = examine(frozen, cast, images, questions, flaws, settings, translate)
+    return outcome, *diversified(outcome, questions, archive, settings.reward)
+
+
+_rewarded_compiled = jax.jit(_rewarded, static_argnames=("settings", "translate"))
+
+
+def asked_metrics(outcome: Outcome, rewards: Float[Array, "B G"], written: Completions) -> dict[str, Array]:
+    """How the questions of a batch came out, and what they earned."""
+    expected = expected_zero_signal(outcome.reward.mean(), rewards.shape[1])
     shares = {name: value.mean() for name, value in vars(outcome).items() if value.dtype == bool and name != "valid"}
     metrics = {f"outcome/{name}": share for name, share in shares.items()}
     metrics |= {"reward/mean": rewards.mean(), "reward/before_diversity": outcome.reward.mean()}
-    metrics |= {"reward/groups_without_signal": without.mean(), "reward/groups_without_signal_expected": expected}
-    metrics |= {"question/tokens": questions.mask.sum(-1).mean()}
-    record = {"question_ids": questions.ids, "question_mask": questions.mask, "claimed": outcome.claimed}
-    record |= {"target_id": outcome.target_id, "consensus_id": outcome.consensus_id}
-    return Batch(images, prompt, questions, rewards, ~without), archive, metrics, record
+    metrics |= {"reward/groups_without_signal": zero_signal(outcome.reward).mean()}
+    metrics |= {"reward/groups_without_signal_expected": expected}
+    return metrics | {"question/tokens": written.mask.sum(-1).mean()}
+
+
+def recorded(outcome: Outcome) -> dict[str, Array]:
+    return {name: getattr(outcome, name) for name in ("claimed", "target_id", "consensus_id")}
 
 
 def auditor_params(trainable: Params, base: Params) -> Params:
@@ -181,17 +250,20 @@ def auditor_params(trainable: Params, base: Params) -> Params:
 
 
 def examine(
-    frozen: Frozen, cast: Cast, images: Array, questions: Completions, settings: StepSettings, translate: Translate
+    frozen: Frozen,
+    cast: Cast,
+    images: UInt8[Array, "B H W 3"],
+    questions: Questions,
+    flaws: dict[str, Bool[Array, "B G"]],
+    settings: StepSettings,
+    translate: Translate | None,
 ) -> Outcome:
-    """What target and references answer, and how each question came out."""
-    ended = jnp.any((questions.ids[..., None] == jnp.asarray(cast.auditor.config.eos_token_ids)).any(-1), -1)
-    words = questions.mask & ~jnp.isin(questions.ids, jnp.asarray(cast.auditor.config.eos_token_ids))
-    asked = (questions.ids, words)
+    """What target and references answer, and how each question came out. flaws: as `disagreement` names them."""
     models = zip((frozen.target, *frozen.references), (cast.target, *cast.references), strict=True)
-    answers = [
-        answer(params, role, images, translate(asked, number), settings.max_answer_tokens)
-        for number, (params, role) in enumerate(models)
-    ]
+    answers = []
+    for number, (params, role) in enumerate(models):
+        asked = translate(questions, number) if translate else questions
+        answers.append(answer(params, role, images, asked, settings.max_answer_tokens))
     ids, empty = (jnp.stack(field) for field in zip(*answers, strict=True))
     return disagreement(
         ids[0],
@@ -200,8 +272,7 @@ def examine(
         empty[1:],
         abstain_id=text_answer_id(ABSTENTION),
         agreement=settings.reward.agreement,
-        question_empty=~words.any(-1),
-        question_overlong=~ended,
+        **flaws,
     )
 
 
@@ -230,13 +301,13 @@ def answer(
 
 
 def diversified(
-    outcome: Outcome, questions: Completions, archive: Float[Array, "A"], reward: Reward
+    outcome: Outcome, questions: Questions, archive: Float[Array, "A"], reward: Reward
 ) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
     """Rewards times 1 / (1 + c * how often such a failure was found, or so asked, lately), and the new archive."""
     if reward.novelty == "answer":
         parts, counted = outcome.consensus_id[..., None], outcome.claimed[..., None]
     else:
-        parts, counted = question_ngrams(questions.ids, questions.mask, reward.ngram)
+        parts, counted = question_ngrams(*questions, reward.ngram)
     weights, archive = novelty_weights(parts, counted, archive, reward.diversity)
     return outcome.reward * weights, archive
 

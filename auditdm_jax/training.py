@@ -1,9 +1,10 @@
 """[host] The training run: models in, a loop of steps, logs, checkpoints, and the trained auditor out."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,16 @@ from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import instruction_prompts, padded, template_for, texts_of
+from auditdm_jax.sampling import Prompt
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.state import Auditor, AuditState, Cast, Frozen, Role, Trained
 from auditdm_jax.step import Questions, StepSettings, Translate, make_step
+
+if TYPE_CHECKING:
+    from auditdm_jax.channels import Prober
 
 ARCHIVE_SIZE = 4096
 
@@ -51,14 +57,21 @@ def load_players(config: TrainConfig) -> Players:
     return Players(auditor, target, tuple(references))
 
 
-def cast_of(players: Players, instruction: str) -> Cast:
-    """How each model is spoken to."""
+def instructions_of(config: TrainConfig) -> list[str]:
+    """What the auditor is told for each of `CHANNELS`; who only asks needs no other."""
+    probing = config.probing
+    others = [probing.command_instruction, probing.caption_instruction] if probing.channels != ("question",) else []
+    return [config.instruction, *others]
+
+
+def cast_of(players: Players, instructions: Sequence[str]) -> Cast:
+    """How each model is spoken to. instructions: one of each of the auditor's channels."""
 
     def role(vlm: VLM) -> Role:
         return Role(vlm.config, template_for(vlm), token_bytes(vlm.tokenizer))
 
     return Cast(
-        Auditor(players.auditor.config, instruction_prompts(players.auditor, [instruction])),
+        Auditor(players.auditor.config, instruction_prompts(players.auditor, instructions)),
         role(players.target),
         tuple(role(vlm) for vlm in players.references),
     )
@@ -94,6 +107,15 @@ def retokenizer(players: Players) -> Translate:
         return jnp.asarray(ids.reshape(*lead, 2 * length)), jnp.asarray(mask.reshape(*lead, 2 * length))
 
     return translate
+
+
+def prober_of(config: TrainConfig, auditor: VLM, prompts: Prompt) -> "Prober | None":
+    """What makes new images of a training batch; None where the auditor only asks."""
+    if config.probing.channels == ("question",):
+        return None
+    from auditdm_jax.channels import Prober  # with torch: who only asks does not wait for it
+
+    return Prober.of_run(config, auditor, prompts, config.images_per_step, config.grpo.temperature)
 
 
 def step_settings(config: TrainConfig) -> StepSettings:
@@ -133,14 +155,26 @@ def open_source(config: TrainConfig, size: int, split: Literal["train", "heldout
 def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
     """For scenes: what the oracle says of a batch of questions.
 
-    verified: target wrong and consensus right; parsed: questions of this world; unanswerable: without an answer.
+    verified: target wrong and consensus right; unanswerable: without an answer; unreadable: of new images that show no
+    scene.
     """
     ids, mask = np.asarray(record["question_ids"]), np.asarray(record["question_mask"])
     target, consensus, claimed = (np.asarray(record[name]) for name in ("target_id", "consensus_id", "claimed"))
-    counts = dict.fromkeys(("answered", "unanswerable", "unparsable", "verified"), 0)
+    counts = dict.fromkeys(("answered", "unanswerable", "unparsable", "unreadable", "verified"), 0)
     skills = set()
-    for i, scene in enumerate(batch["scene"]):
+    generations = claimed.shape[1]
+    # New images are read back; those that show no scene of this world any more are not verified.
+    seen = (
+        scenes_in(np.asarray(record["images"]))
+        if "images" in record
+        else [scene for scene in batch["scene"] for _ in range(generations)]
+    )
+    for i in range(len(claimed)):
         for g, text in enumerate(texts_of(auditor.tokenizer, ids[i], mask[i])):
+            scene = seen[i * generations + g]
+            if scene is None:
+                counts["unreadable"] += 1
+                continue
             verdict = judge(text, scene)
             counts[verdict.status] += 1
             if verdict.status == "answered" and claimed[i, g]:
@@ -161,7 +195,8 @@ def train(config: TrainConfig) -> Path:
     state = initial_state(config, players, settings.optimizer)
     size = input_size(players)
     source, held_out = open_source(config, size, "train"), open_source(config, size, "heldout")
-    cast = cast_of(players, config.instruction)
+    cast = cast_of(players, instructions_of(config))
+    prober = prober_of(config, players.auditor, cast.auditor.prompts)
     # Only now, when all that was named has been found, may an earlier run give way.
     if config.overwrite and not config.resume:
         for part in ("checkpoints", "auditor", "audit", "rectify"):
@@ -174,7 +209,7 @@ def train(config: TrainConfig) -> Path:
         source.set_state(restored.position["train"])
         held_out.set_state(restored.position["heldout"])
     translate = None if share_tokens(players) else retokenizer(players)
-    step = make_step(cast, settings, translate)
+    step = make_step(cast, settings, translate, prober)
 
     def draw() -> Any:
         return next(source)["image"]

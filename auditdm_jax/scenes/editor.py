@@ -20,10 +20,11 @@ import torch
 import tyro
 from torch.nn.functional import mse_loss
 
+from auditdm_jax.config import RenderSettings
 from auditdm_jax.counterfactuals import Renderer
 from auditdm_jax.errors import run_cli
 from auditdm_jax.files import atomic_folder, write_json
-from auditdm_jax.pipelines import FAMILIES, SETTINGS_FILE, RenderSettings, quiet
+from auditdm_jax.pipelines import FAMILIES, SETTINGS_FILE, quiet
 from auditdm_jax.scenes.editor_exam import Exam, cells_read, examine, headline
 from auditdm_jax.scenes.editor_lessons import pictures_of_cells, scene_lessons
 from auditdm_jax.scenes.editor_optimizer import Muon

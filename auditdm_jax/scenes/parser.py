@@ -73,6 +73,17 @@ def cells_of(images: np.ndarray) -> np.ndarray:
     return grid.reshape(-1, _CELLS, CELL * CELL * 3)
 
 
+def scenes_in(images: np.ndarray) -> list[Scene | None]:
+    """uint8 [B, 64, 64, 3] -> the scene each shows; None where a cell is unreadable, or where a special thing comes
+    twice, which no question can name."""
+
+    def known(reading: Reading) -> bool:
+        kinds = [thing.kind for thing in reading.scene.cells if thing is not None and thing.kind != "shape"]
+        return bool(reading.readable().all()) and len(kinds) == len(set(kinds))
+
+    return [reading.scene if known(reading) else None for reading in read_scenes(images)]
+
+
 def read_scene(image: np.ndarray) -> Reading:
     """uint8 [64, 64, 3] -> the scene it shows."""
     return read_scenes(image[None])[0]

@@ -45,3 +45,8 @@ def load_model(name: str, dtype: Any = "float32") -> "VLM":
             "a checkpoint directory or a hub id such as owner/name"
         )
     return VLM.load(name, dtype)
+
+
+def pipeline_path(name: str) -> str | Path:
+    """The directory of the zoo's diffusion pipeline of that name, else the name: a directory or a hub id."""
+    return ZOO / name if (ZOO / name / "model_index.json").exists() else name

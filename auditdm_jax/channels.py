@@ -1,0 +1,236 @@
+"""[host] The auditor's channels: it asks a question, or it writes what changes the image that a question is asked of.
+
+    question   auditor -> question                           new question, old image
+    edit       auditor -> command -> editor    -> new image  new or old question, new image
+    caption    auditor -> caption -> generator -> new image  new or old question, new image
+
+(Paper, section 3: Q* = A(I', p_q), C = A(I, p_c), E = A(I, p_e).) A new question is asked by the auditor that is
+trained, of the new image; an old one was asked of the old image by the auditor before training, because a folder of
+images comes without questions. Only what was written for the channel is credited with the reward.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, UInt8
+
+from auditdm_jax.checks import Faults, faults_of_edits, faults_of_generations
+from auditdm_jax.config import CHANNELS, Probing, TrainConfig
+from auditdm_jax.models.multimodal import VLMConfig
+from auditdm_jax.models.vlm import VLM
+from auditdm_jax.prompts import texts_of
+from auditdm_jax.rollout import ask, prompt_rows, words_of
+from auditdm_jax.sampling import Completions, Prompt
+from auditdm_jax.scenes.zoo_paths import pipeline_path
+
+if TYPE_CHECKING:
+    from auditdm_jax.counterfactuals import Renderer
+
+FAULTS = ("collapsed", "no_effect", "drifted")
+"""Why a new image counts for nothing, see `checks.Faults`."""
+QUESTION = CHANNELS.index("question")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which channel each image of a batch goes through, as its place in `CHANNELS`, and whether its question is an old
+    one. Fixed for a run, so that nothing compiles twice."""
+
+    channels: tuple[int, ...]
+    old: tuple[bool, ...]
+
+    def through(self, name: str) -> np.ndarray:
+        """int [n]: the images of a channel."""
+        return np.flatnonzero(np.array(self.channels) == CHANNELS.index(name))
+
+
+def layout(probing: Probing, images: int) -> Layout:
+    """Images shared out by the weights, by largest remainder, and each channel's old questions spread among its own.
+
+    Of 8 images, question and edit weighed 3 to 1, half of the questions old: six ask, two edit, one of these with an
+    old question. The channels alternate as evenly as their shares allow, so that a batch cut short has them all.
+    """
+    weights = np.array(probing.channel_weights or [1.0] * len(probing.channels))
+    given, old = np.zeros(len(weights)), np.zeros(len(weights))
+    rows, are_old = [], []
+    for number in range(images):
+        chosen = int(np.argmax((number + 1) * weights / weights.sum() - given))
+        given[chosen] += 1
+        is_old = probing.channels[chosen] != "question" and old[chosen] < int(
+            given[chosen] * probing.old_questions + 0.5
+        )
+        old[chosen] += is_old
+        rows.append(CHANNELS.index(probing.channels[chosen]))
+        are_old.append(bool(is_old))
+    return Layout(tuple(rows), tuple(are_old))
+
+
+class Studio(NamedTuple):
+    """The frozen pipelines that carry out commands and draw captions; None where the channel is not used."""
+
+    editor: "Renderer | None"
+    generator: "Renderer | None"
+
+    @classmethod
+    def load(cls, probing: Probing) -> "Studio | None":
+        """The pipelines that the channels need, one for both where it is the same; None if they need none.
+
+        Raises UserError as `Renderer.load` does, and for a pipeline that does not edit, or generate.
+        """
+        if set(probing.channels) <= {"question"}:
+            return None
+        from auditdm_jax.counterfactuals import Renderer  # takes seconds: who only asks does not wait for it
+
+        def load(channel: str, name: str, ability: Literal["edits", "generates"]) -> Renderer | None:
+            if channel not in probing.channels:
+                return None
+            renderer = Renderer.load(pipeline_path(name), **vars(probing.render))
+            renderer.require(ability)
+            return renderer
+
+        editor = load("edit", probing.editor, "edits")
+        if editor is not None and probing.editor == probing.generator and editor.family.generates:
+            return cls(editor, editor)
+        return cls(editor, load("caption", probing.generator, "generates"))
+
+    def render(
+        self, channel: str, images: UInt8[Array, "N H W 3"], texts: Sequence[str], seeds: Sequence[int]
+    ) -> tuple[UInt8[Array, "N H W 3"], Faults]:
+        """Images after their commands, or from their captions at the size of the old ones, and their faults."""
+        if channel == "edit":
+            assert self.editor is not None
+            made = self.editor.edit(images, texts, seeds)
+            return made, faults_of_edits(images, made)
+        assert self.generator is not None
+        made = self.generator.generate(texts, seeds, (images.shape[1], images.shape[2]))
+        return made, faults_of_generations(made)
+
+
+class Probes(NamedTuple):
+    """What B images were made into with G completions each, and what is asked; N = B * G, image by image.
+
+    prompt: of each image, [B, P]. written: the completions that are credited, [B, G, T]; texts: the same as N strings.
+    images: what is asked about. questions: ids and mask [N, 1, T], ends included. empty, overlong: what was written or
+    the question is; spoiled: the new image counts for nothing. faults: how many, by "channel/fault".
+    """
+
+    prompt: Prompt
+    written: Completions
+    texts: list[str]
+    images: UInt8[Array, "N H W 3"]
+    questions: Completions
+    empty: Bool[Array, "B G"]
+    overlong: Bool[Array, "B G"]
+    spoiled: Bool[Array, "B G"]
+    faults: Counter[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Prober:
+    """How an auditor probes: its configuration, tokenizer and prompts ([C, P], in the order of `CHANNELS`), the layout
+    of a batch, the most tokens of a question, a command and a caption, the sampling temperature, the pipelines."""
+
+    config: VLMConfig
+    tokenizer: Any
+    prompts: Prompt
+    layout: Layout
+    limits: tuple[int, int, int]
+    temperature: float
+    studio: Studio | None
+
+    @classmethod
+    def of_run(cls, config: TrainConfig, auditor: VLM, prompts: Prompt, images: int, temperature: float) -> "Prober":
+        """For batches of `images`, as the run is set. Raises UserError as `Studio.load` does."""
+        probing = config.probing
+        limits = (config.max_question_tokens, probing.max_command_tokens, probing.max_caption_tokens)
+        shared_out = layout(probing, images)
+        return cls(auditor.config, auditor.tokenizer, prompts, shared_out, limits, temperature, Studio.load(probing))
+
+    def __call__(self, params: Any, base: Any, images: UInt8[Array, "B H W 3"], key: Array, generations: int) -> Probes:
+        """G = `generations` probes of each image.
+
+        params: of the auditor that writes, and asks new questions; base: of the one that asks old questions.
+        """
+        keys = jax.random.split(key, 4)
+        channels = np.array(self.layout.channels)
+        limits = np.array(self.limits)[channels]
+        prompt = prompt_rows(self.prompts, jnp.asarray(channels))
+        written = self._ask(params, prompt, images, keys[0], generations, int(limits.max()))
+        words, empty, overlong = words_of(written, self.config)
+        overlong |= written.mask.sum(-1) > jnp.asarray(limits)[:, None]
+        texts = texts_of(self.tokenizer, written.ids, words)
+        probed, spoiled, faults = self._render(
+            jnp.repeat(images, generations, axis=0), texts, np.asarray(~(empty | overlong)).reshape(-1), keys[1]
+        )
+        questions = self._questions(params, base, images, probed, written, keys[2:])
+        _, no_question, too_long = words_of(questions, self.config)
+        shape = empty.shape
+        return Probes(
+            prompt,
+            written,
+            texts,
+            probed,
+            questions,
+            empty | no_question.reshape(shape),
+            overlong | too_long.reshape(shape),
+            spoiled.reshape(shape),
+            faults,
+        )
+
+    def _ask(
+        self, params: Any, prompt: Prompt, images: Array, key: Array, generations: int, tokens: int
+    ) -> Completions:
+        sampling = dict(num_generations=generations, max_new_tokens=tokens, temperature=self.temperature)
+        return ask(params, self.config, prompt, images, key, **sampling)
+
+    def _render(
+        self, images: Array, texts: list[str], usable: np.ndarray, key: Array
+    ) -> tuple[Array, Array, Counter[str]]:
+        """The N images with those of the edit and caption channels made anew, which of them are spoiled, and why."""
+        faults: Counter[str] = Counter()
+        spoiled = jnp.zeros(len(images), bool)
+        seeds = np.asarray(jax.random.bits(key, (len(images),))).tolist()
+        generations = len(images) // len(self.layout.channels)
+        for name in ("edit", "caption"):
+            of_images = self.layout.through(name)
+            rows = (of_images[:, None] * generations + np.arange(generations)).reshape(-1).tolist()
+            if not rows:
+                continue
+            assert self.studio is not None  # it was loaded for these channels
+            made, flaws = self.studio.render(
+                name, images[jnp.array(rows)], [texts[i] if usable[i] else "" for i in rows], [seeds[i] for i in rows]
+            )
+            for fault in FAULTS:
+                faults[f"{name}/{fault}"] = int((getattr(flaws, fault) & jnp.asarray(usable[rows])).sum())
+            images = images.at[jnp.array(rows)].set(made)
+            spoiled = spoiled.at[jnp.array(rows)].set(flaws.collapsed | flaws.no_effect | flaws.drifted)
+        return images, spoiled, faults
+
+    def _questions(
+        self, params: Any, base: Any, images: Array, probed: Array, written: Completions, keys: Array
+    ) -> Completions:
+        """The question of each probe, [N, 1, T]: what was written, an old one of the image, or a new one."""
+        tokens = self.limits[QUESTION]
+        generations = len(probed) // len(images)
+        asked = jax.tree.map(lambda x: x[:, :, :tokens].reshape(len(probed), 1, -1), written)
+        width = asked.ids.shape[-1]
+        asked = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, tokens - width))), asked)
+        changed = np.array(self.layout.channels) != QUESTION
+        old, new = np.flatnonzero(self.layout.old), np.flatnonzero(changed & ~np.array(self.layout.old))
+        if len(old):
+            asks = self._ask(base, self._question_prompt(len(old)), images[old], keys[0], 1, tokens)
+            rows = old[:, None] * generations + np.arange(generations)
+            asked = jax.tree.map(lambda all_, some: all_.at[rows].set(some[:, None]), asked, asks)
+        if len(new):
+            rows = (new[:, None] * generations + np.arange(generations)).reshape(-1)
+            asks = self._ask(params, self._question_prompt(len(rows)), probed[rows], keys[1], 1, tokens)
+            asked = jax.tree.map(lambda all_, some: all_.at[rows].set(some), asked, asks)
+        return asked
+
+    def _question_prompt(self, images: int) -> Prompt:
+        return prompt_rows(self.prompts, jnp.full(images, QUESTION))
