@@ -1,6 +1,9 @@
 """[host] The audit: one question of each of many unseen images, what became of it, and what that shows.
 
-    images -> questions -> answers of target, references, verifier -> outcomes -> discoveries, failure types
+    images -> probes (`channels`) -> answers of target, references, verifier -> outcomes -> discoveries, failure types
+
+An edited image with an old question is compared with its original: an edit that leaves the references' answer as it
+was and turns the target's shows what the target is sensitive to.
 
 The auditor before training ("prompt-only") is measured beside the trained one, on the first of the same
 images. The models stay loaded and images pass through them in batches of one shape, so that each model
@@ -19,25 +22,36 @@ from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
 from auditdm_jax import discoveries
-from auditdm_jax.config import AuditConfig, TrainConfig
+from auditdm_jax.channels import Prober, Studio, instructions_of, layout
+from auditdm_jax.config import CHANNELS, AuditConfig, TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons, trained_files
 from auditdm_jax.errors import one_line
 from auditdm_jax.evals import Answerer
 from auditdm_jax.files import write_json
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.outcomes import Answers, Asked, Examined, examine
+from auditdm_jax.outcomes import Answers, Asked, Examined, consensus_of, examine
 from auditdm_jax.prompts import instruction_prompts
-from auditdm_jax.rollout import ask, decode, prompt_rows
+from auditdm_jax.rollout import decode
 from auditdm_jax.runs import audit_settings
 from auditdm_jax.scenes.dataset import SceneSource
+from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.summary import report_lines, summarize
 
 Images = UInt8[np.ndarray, "B H W 3"]
-Ask = Callable[[Images, Array], list[tuple[str, bool]]]
-"""Images and a key -> a question of each, and whether it ended within the tokens allowed."""
 Answer = Callable[[Images, Sequence[str]], list[str]]
 """Images and a question of each -> the answers."""
+
+
+class Asking(NamedTuple):
+    """asked: one question for each image of a batch, the image's id apart; images: what they are asked of."""
+
+    asked: list[Asked]
+    images: Images
+
+
+Ask = Callable[[Images, Array], Asking]
+"""Images and a key -> a question of each, or of what was made of it."""
 
 
 class Panel(NamedTuple):
@@ -58,12 +72,13 @@ class Batches(Protocol):
 
 
 class Audit(NamedTuple):
-    """What became of the questions of both auditors. pngs: by image id, those images whose question (the
-    auditor's, not the prompt-only one's) has a consensus."""
+    """What became of the questions of both auditors. pngs: by image id, what those of the auditor's questions were
+    asked of that have a consensus; originals: of the new images among them, what these were made from."""
 
     rows: list[Examined]
     prompt_only: list[Examined]
     pngs: dict[str, bytes]
+    originals: dict[str, bytes]
 
 
 def audit(
@@ -82,52 +97,94 @@ def audit(
     rows: list[Examined] = []
     before: list[Examined] = []
     pngs: dict[str, bytes] = {}
+    originals: dict[str, bytes] = {}
+    compared: list[tuple[int, np.ndarray]] = []
     with tqdm(total=questions, desc="auditing", unit="image") as bar:
         while len(rows) < questions and (batch := next(batches, None)) is not None:
             key = jax.random.fold_in(jax.random.key(seed), len(rows))
             left = min(int(np.sum(batch.get("valid", len(batch["image_id"])))), questions - len(rows))
-            new = question_batch(panel.auditor, panel, batch, key, agreement)[:left]
-            pngs |= {row.image_id: discoveries.png(batch["image"][i]) for i, row in enumerate(new) if row.consensus}
-            rows += new
+            images, new = question_batch(panel.auditor, panel, batch, key, agreement)
+            for i, row in enumerate(new[:left]):
+                if row.consensus:
+                    pngs[row.image_id] = discoveries.png(images[i])
+                    if row.channel != "question":
+                        originals[row.image_id] = discoveries.png(batch["image"][i])
+                    if row.channel == "edit" and row.old:
+                        compared.append((len(rows) + i, batch["image"][i]))
+            rows += new[:left]
             wanted = min(left, prompt_only_questions - len(before))
             if panel.prompt_only is not None and wanted > 0:
-                before += question_batch(panel.prompt_only, panel, batch, key, agreement)[:wanted]
+                before += question_batch(panel.prompt_only, panel, batch, key, agreement)[1][:wanted]
             bar.update(left)
-    return Audit(rows, rows if panel.prompt_only is None else before, pngs)
+    for (number, _), row in zip(compared, with_originals(panel, rows, compared, agreement), strict=True):
+        rows[number] = row
+    return Audit(rows, rows if panel.prompt_only is None else before, pngs, originals)
 
 
-def question_batch(auditor: Ask, panel: Panel, batch: dict, key: Array, agreement: float) -> list[Examined]:
-    """What becomes of one question of each image of a batch."""
-    images, scenes = batch["image"], batch.get("scene", [None] * len(batch["image_id"]))
-    asked = [Asked(i, *question) for i, question in zip(batch["image_id"], auditor(images, key), strict=True)]
-    texts = [one.question for one in asked]
-    answerers = (panel.target, panel.verifier, *panel.references)
+def question_batch(
+    auditor: Ask, panel: Panel, batch: dict, key: Array, agreement: float
+) -> tuple[Images, list[Examined]]:
+    """What becomes of one question of each image of a batch, and what the questions were asked of."""
+    asking = auditor(batch["image"], key)
+    scenes = list(batch.get("scene", [None] * len(asking.asked)))
+    changed = [i for i, asked in enumerate(asking.asked) if asked.channel != "question"]
+    if changed and "scene" in batch:
+        for i, scene in zip(changed, scenes_in(asking.images[changed]), strict=True):
+            scenes[i] = scene
+    texts = [asked.question for asked in asking.asked]
+    answers = map(Answers, *answers_of((panel.target, *panel.references), panel.verifier, asking.images, texts))
+    rows = [
+        examine(asked._replace(image_id=image_id), said, agreement, scene)
+        for asked, image_id, said, scene in zip(asking.asked, batch["image_id"], answers, scenes, strict=True)
+    ]
+    return asking.images, rows
+
+
+def answers_of(
+    models: tuple[Answer, ...], verifier: Answer, images: Images, texts: Sequence[str]
+) -> tuple[list[str], list[tuple[str, ...]], list[str]]:
+    """The answers of the target, which is the first of the models, of the references, and of the verifier."""
     # Two at a time: compiling keeps one core busy, and on the first batch it is most of the time.
     with ThreadPoolExecutor(2) as pool:
-        target, verifier, *references = pool.map(lambda answer: answer(images, texts), answerers)
-    answers = map(Answers, target, zip(*references, strict=True), verifier)
+        verified, target, *references = pool.map(lambda answer: answer(images, texts), (verifier, *models))
+    return target, list(zip(*references, strict=True)), verified
+
+
+def with_originals(
+    panel: Panel, rows: Sequence[Examined], compared: Sequence[tuple[int, np.ndarray]], agreement: float
+) -> list[Examined]:
+    """Those rows whose question is asked of the original as well, with what is said there.
+
+    compared: their numbers, and the originals.
+    """
+    if not compared:
+        return []
+    images = np.stack([image for _, image in compared])
+    chosen = [rows[number] for number, _ in compared]
+    texts = [row.question for row in chosen]
+    target, *references = (answer(images, texts) for answer in (panel.target, *panel.references))
     return [
-        examine(question, said, agreement, scene) for question, said, scene in zip(asked, answers, scenes, strict=True)
+        row._replace(original_consensus=consensus_of(said, agreement), original_target_answer=answer)
+        for row, answer, said in zip(chosen, target, zip(*references, strict=True), strict=True)
     ]
 
 
-def make_ask(vlm: VLM, instruction: str, max_new_tokens: int, temperature: float) -> Ask:
-    """One sampled question an image."""
-    prompts = instruction_prompts(vlm, [instruction])
+def make_ask(vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, studio: Studio | None) -> Ask:
+    """One sampled probe an image, through the channels of the run. base: the auditor before training."""
+    prober = Prober.of_run(
+        settings, vlm, instruction_prompts(vlm, instructions_of(settings)), batch_size, temperature, studio
+    )
 
-    def ask_batch(images: Images, key: Array) -> list[tuple[str, bool]]:
-        done = ask(
-            vlm.params,
-            vlm.config,
-            prompt_rows(prompts, jnp.zeros(len(images), jnp.int32)),
-            images,
-            key,
-            num_generations=1,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-        )
-        is_end = np.isin(np.asarray(done.ids), vlm.config.eos_token_ids) & np.asarray(done.mask)
-        return list(zip(decode(vlm, done), is_end.any(axis=-1)[:, 0].tolist(), strict=True))
+    def ask_batch(images: Images, key: Array) -> Asking:
+        probes = prober(vlm.params, base.params, jnp.asarray(images), key, 1)
+        questions = decode(vlm, probes.questions)
+        flaws = zip(*(np.asarray(flaw)[:, 0].tolist() for flaw in (probes.overlong, probes.spoiled)), strict=True)
+        asked, shared_out = [], layout(settings.probing, len(images))
+        for i, (question, (overlong, spoiled)) in enumerate(zip(questions, flaws, strict=True)):
+            channel = CHANNELS[shared_out.channels[i]]
+            written = "" if channel == "question" else probes.texts[i]
+            asked.append(Asked("", question, not overlong, channel, written, shared_out.old[i], spoiled))
+        return Asking(asked, np.asarray(probes.images))
 
     return ask_batch
 
@@ -144,15 +201,15 @@ def load_panel(trained: str, settings: TrainConfig, temperature: float, batch_si
     target, verifier, *references = (
         load_model(name, dtype) for name in (names.target, names.verifier, *names.references)
     )
-    sampling = (settings.instruction, settings.max_question_tokens, temperature)
     auditor = load_model(trained, dtype) if trained else base
+    studio = Studio.load(settings.probing)
 
     def answerer(vlm: VLM) -> Answerer:
         return Answerer.of_run(vlm, base, settings, batch_size)
 
     panel = Panel(
-        make_ask(auditor, *sampling),
-        make_ask(base, *sampling) if trained else None,
+        make_ask(auditor, base, settings, temperature, studio),
+        make_ask(base, base, settings, temperature, studio) if trained else None,
         answerer(target),
         tuple(answerer(vlm) for vlm in references),
         answerer(verifier),
@@ -198,13 +255,16 @@ def main(config: AuditConfig) -> dict[str, Any]:
     found = audit(panel, source, *limits)
 
     folder = Path(config.out) / config.name / "audit"
-    files = {name: str(folder / f"{name}.parquet") for name in ("discoveries", "questions")}
     kept = {
         "discoveries": [row for row in found.rows if row.claimed],
         "questions": [row for row in found.rows if row.consensus and not row.claimed],
     }
+    if any(row.channel == "edit" for row in found.rows):
+        kept["sensitivity"] = [row for row in found.rows if row.flipped]
+    files = {name: str(folder / f"{name}.parquet") for name in kept}
     for name, rows in kept.items():
-        discoveries.write(files[name], rows, [found.pngs[row.image_id] for row in rows], config.seed)
+        originals = [found.originals.get(row.image_id) for row in rows]
+        discoveries.write(files[name], rows, [found.pngs[row.image_id] for row in rows], config.seed, originals)
     summary = summarize(found.rows, found.prompt_only) | {
         "auditor": {"name": trained or models.auditor, "trained": bool(trained)},
         "models": models,
@@ -214,6 +274,7 @@ def main(config: AuditConfig) -> dict[str, Any]:
         "seed": config.seed,
         "training_seed": settings.seed,
         "instruction": settings.instruction,
+        "probing": settings.probing,
         "agreement": settings.reward.agreement,
         "temperature": config.temperature,
         "max_question_tokens": settings.max_question_tokens,

@@ -12,6 +12,7 @@ images comes without questions. Only what was written for the channel is credite
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -49,6 +50,7 @@ class Layout:
         return np.flatnonzero(np.array(self.channels) == CHANNELS.index(name))
 
 
+@cache
 def layout(probing: Probing, images: int) -> Layout:
     """Images shared out by the weights, by largest remainder, and each channel's old questions spread among its own.
 
@@ -68,6 +70,13 @@ def layout(probing: Probing, images: int) -> Layout:
         rows.append(CHANNELS.index(probing.channels[chosen]))
         are_old.append(bool(is_old))
     return Layout(tuple(rows), tuple(are_old))
+
+
+def instructions_of(config: TrainConfig) -> list[str]:
+    """What the auditor is told for each of `CHANNELS`; who only asks needs no other."""
+    probing = config.probing
+    others = [probing.command_instruction, probing.caption_instruction] if probing.channels != ("question",) else []
+    return [config.instruction, *others]
 
 
 class Studio(NamedTuple):
@@ -132,24 +141,24 @@ class Probes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prober:
-    """How an auditor probes: its configuration, tokenizer and prompts ([C, P], in the order of `CHANNELS`), the layout
-    of a batch, the most tokens of a question, a command and a caption, the sampling temperature, the pipelines."""
+    """How an auditor probes: its configuration, tokenizer and prompts ([C, P], in the order of `CHANNELS`), the
+    channels, the most tokens of a question, a command and a caption, the sampling temperature, the pipelines."""
 
     config: VLMConfig
     tokenizer: Any
     prompts: Prompt
-    layout: Layout
+    probing: Probing
     limits: tuple[int, int, int]
     temperature: float
     studio: Studio | None
 
     @classmethod
-    def of_run(cls, config: TrainConfig, auditor: VLM, prompts: Prompt, images: int, temperature: float) -> "Prober":
-        """For batches of `images`, as the run is set. Raises UserError as `Studio.load` does."""
-        probing = config.probing
-        limits = (config.max_question_tokens, probing.max_command_tokens, probing.max_caption_tokens)
-        shared_out = layout(probing, images)
-        return cls(auditor.config, auditor.tokenizer, prompts, shared_out, limits, temperature, Studio.load(probing))
+    def of_run(
+        cls, config: TrainConfig, auditor: VLM, prompts: Prompt, temperature: float, studio: Studio | None
+    ) -> "Prober":
+        """As the run is set."""
+        limits = (config.max_question_tokens, config.probing.max_command_tokens, config.probing.max_caption_tokens)
+        return cls(auditor.config, auditor.tokenizer, prompts, config.probing, limits, temperature, studio)
 
     def __call__(self, params: Any, base: Any, images: UInt8[Array, "B H W 3"], key: Array, generations: int) -> Probes:
         """G = `generations` probes of each image.
@@ -157,7 +166,8 @@ class Prober:
         params: of the auditor that writes, and asks new questions; base: of the one that asks old questions.
         """
         keys = jax.random.split(key, 4)
-        channels = np.array(self.layout.channels)
+        shared_out = layout(self.probing, len(images))
+        channels = np.array(shared_out.channels)
         limits = np.array(self.limits)[channels]
         prompt = prompt_rows(self.prompts, jnp.asarray(channels))
         written = self._ask(params, prompt, images, keys[0], generations, int(limits.max()))
@@ -165,9 +175,13 @@ class Prober:
         overlong |= written.mask.sum(-1) > jnp.asarray(limits)[:, None]
         texts = texts_of(self.tokenizer, written.ids, words)
         probed, spoiled, faults = self._render(
-            jnp.repeat(images, generations, axis=0), texts, np.asarray(~(empty | overlong)).reshape(-1), keys[1]
+            shared_out,
+            jnp.repeat(images, generations, axis=0),
+            texts,
+            np.asarray(~(empty | overlong)).reshape(-1),
+            keys[1],
         )
-        questions = self._questions(params, base, images, probed, written, keys[2:])
+        questions = self._questions(shared_out, params, base, images, probed, written, keys[2:])
         _, no_question, too_long = words_of(questions, self.config)
         shape = empty.shape
         return Probes(
@@ -189,15 +203,15 @@ class Prober:
         return ask(params, self.config, prompt, images, key, **sampling)
 
     def _render(
-        self, images: Array, texts: list[str], usable: np.ndarray, key: Array
+        self, shared_out: Layout, images: Array, texts: list[str], usable: np.ndarray, key: Array
     ) -> tuple[Array, Array, Counter[str]]:
         """The N images with those of the edit and caption channels made anew, which of them are spoiled, and why."""
         faults: Counter[str] = Counter()
         spoiled = jnp.zeros(len(images), bool)
         seeds = np.asarray(jax.random.bits(key, (len(images),))).tolist()
-        generations = len(images) // len(self.layout.channels)
+        generations = len(images) // len(shared_out.channels)
         for name in ("edit", "caption"):
-            of_images = self.layout.through(name)
+            of_images = shared_out.through(name)
             rows = (of_images[:, None] * generations + np.arange(generations)).reshape(-1).tolist()
             if not rows:
                 continue
@@ -212,7 +226,14 @@ class Prober:
         return images, spoiled, faults
 
     def _questions(
-        self, params: Any, base: Any, images: Array, probed: Array, written: Completions, keys: Array
+        self,
+        shared_out: Layout,
+        params: Any,
+        base: Any,
+        images: Array,
+        probed: Array,
+        written: Completions,
+        keys: Array,
     ) -> Completions:
         """The question of each probe, [N, 1, T]: what was written, an old one of the image, or a new one."""
         tokens = self.limits[QUESTION]
@@ -220,8 +241,8 @@ class Prober:
         asked = jax.tree.map(lambda x: x[:, :, :tokens].reshape(len(probed), 1, -1), written)
         width = asked.ids.shape[-1]
         asked = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, tokens - width))), asked)
-        changed = np.array(self.layout.channels) != QUESTION
-        old, new = np.flatnonzero(self.layout.old), np.flatnonzero(changed & ~np.array(self.layout.old))
+        changed = np.array(shared_out.channels) != QUESTION
+        old, new = np.flatnonzero(shared_out.old), np.flatnonzero(changed & ~np.array(shared_out.old))
         if len(old):
             asks = self._ask(base, self._question_prompt(len(old)), images[old], keys[0], 1, tokens)
             rows = old[:, None] * generations + np.arange(generations)

@@ -48,20 +48,39 @@ SCHEMA = pa.schema(
         ("claimed", pa.bool_()),
         ("verified", pa.bool_()),
         ("seed", pa.int64()),
+        ("channel", pa.string()),
+        ("written", pa.string()),
+        ("original", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("original_target_answer", pa.string()),
+        ("flipped", pa.bool_()),
     ]
 )
 """Columns of a discoveries file; `datasets.load_dataset("parquet", data_files=...)` shows the images."""
 
 
-def write(path: str | os.PathLike[str], rows: Sequence[Examined], pngs: Sequence[bytes], seed: int) -> None:
-    """Writes questions with their images (PNG), atomically. Raises UserError if the disk is full."""
+# What is read back: all but the originals, of which nothing is learned.
+KEPT = [name for name in SCHEMA.names if name != "original"]
+
+
+def write(
+    path: str | os.PathLike[str],
+    rows: Sequence[Examined],
+    pngs: Sequence[bytes],
+    seed: int,
+    originals: Sequence[bytes | None] = (),
+) -> None:
+    """Writes questions with the images (PNG) that they were asked of, atomically; beside a new image its original.
+
+    Raises UserError if the disk is full.
+    """
     columns: dict[str, Any] = {
         "image": [{"bytes": data, "path": None} for data in pngs],
+        "original": [data and {"bytes": data, "path": None} for data in originals or [None] * len(rows)],
         "seed": [seed] * len(rows),
     }
     for name in SCHEMA.names:
         columns.setdefault(name, [getattr(row, name, None) for row in rows])
-    write_parquet(path, pa.table(columns, schema=SCHEMA), images=["image"])
+    write_parquet(path, pa.table(columns, schema=SCHEMA), images=["image", "original"])
 
 
 class Discovery(NamedTuple):
@@ -79,6 +98,10 @@ class Discovery(NamedTuple):
     claimed: bool = False
     verified: bool = False
     seed: int = 0
+    channel: str = "question"
+    written: str = ""
+    original_target_answer: str = ""
+    flipped: bool = False
 
 
 class Discoveries(NamedTuple):
@@ -131,7 +154,7 @@ def _table(path: Path) -> pa.Table:
         missing = [name for name in REQUIRED if name not in schema.names]
         if missing:
             raise UserError(f"{one_line(path)} has no column {' or '.join(missing)}; {hint}")
-        table = pq.read_table(path, columns=[name for name in SCHEMA.names if name in schema.names])
+        table = pq.read_table(path, columns=[name for name in KEPT if name in schema.names])
     except (pa.ArrowException, OSError) as error:
         reason = one_line(error, 80)
         raise UserError(f"{one_line(path)} cannot be read as Parquet ({reason}); {hint}") from None

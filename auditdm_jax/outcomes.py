@@ -18,7 +18,8 @@ from auditdm_jax.taxonomy import answer_kind, question_label
 
 OUTCOMES = {
     "empty": "nothing was asked",
-    "overlong": "the question did not end within the tokens allowed",
+    "overlong": "what was written did not end within the tokens allowed",
+    "spoiled": "the new image was blank, unchanged or shifted",
     "unparsable": "no question of this world (of other images: no question mark)",
     "abstained": "the references share that the question has no answer",
     "no_consensus": "the references do not share an answer",
@@ -31,11 +32,19 @@ OUTCOMES = {
 
 
 class Asked(NamedTuple):
-    """What the auditor wrote about one image; `ended`: within the tokens allowed."""
+    """What the auditor asked of one image, and by which channel.
+
+    ended: within the tokens allowed, like the command or caption `written` from which a new image was made. old: the
+    question was written for the original image. spoiled: the new image counts for nothing.
+    """
 
     image_id: str
     question: str
     ended: bool = True
+    channel: str = "question"
+    written: str = ""
+    old: bool = False
+    spoiled: bool = False
 
 
 class Answers(NamedTuple):
@@ -49,9 +58,10 @@ class Answers(NamedTuple):
 class Examined(NamedTuple):
     """A question and what became of it.
 
-    consensus: "" where there is none. oracle_answer: "" without an oracle, or where the scene has no
-    answer. answerable: the question has an answer (known to the oracle, or else a consensus), so it counts
-    in the rate of its failure type, skill and condition.
+    consensus: "" where there is none. oracle_answer: "" without an oracle, or where the scene has no answer.
+    answerable: the question has an answer (known to the oracle, or else a consensus), so it counts in the rate of its
+    failure type, skill and condition. channel, written, old: as `Asked` has them. original_consensus,
+    original_target_answer: of an edited image with an old question, what was said of the original.
     """
 
     image_id: str
@@ -66,10 +76,27 @@ class Examined(NamedTuple):
     outcome: str
     verified: bool
     answerable: bool
+    channel: str = "question"
+    written: str = ""
+    old: bool = False
+    original_consensus: str = ""
+    original_target_answer: str = ""
 
     @property
     def claimed(self) -> bool:
         return self.outcome == "claimed"
+
+    @property
+    def comparable(self) -> bool:
+        """Whether an edit left the references' answer as it was, which the target gave of the original."""
+        shared = normalize(self.original_consensus)
+        scored = self.outcome in ("agreed", "claimed", "target_unanswered")
+        return bool(shared) and scored and shared == normalize(self.consensus) == normalize(self.original_target_answer)
+
+    @property
+    def flipped(self) -> bool:
+        """Whether such an edit turned the target's answer, and not the references'."""
+        return self.comparable and self.outcome != "agreed"
 
 
 def is_answer(text: str) -> bool:
@@ -110,7 +137,12 @@ def examine(asked: Asked, answers: Answers, agreement: float, scene: Scene | Non
         status, truth, skill, condition = judge(asked.question, scene)
         parsed, answerable = status != "unparsable", status == "answered"
         confirmed = answerable and normalize(truth) == shared
-    asks = {"empty": not normalize(asked.question), "overlong": not asked.ended, "unparsable": not parsed}
+    asks = {
+        "empty": not normalize(asked.question) or (asked.channel != "question" and not asked.written),
+        "overlong": not asked.ended,
+        "spoiled": asked.spoiled,
+        "unparsable": not parsed,
+    }
     scores = {
         "abstained": not consensus and shared_answer(answers.references, agreement) is not None,
         "no_consensus": not consensus,
@@ -131,4 +163,7 @@ def examine(asked: Asked, answers: Answers, agreement: float, scene: Scene | Non
         outcome,
         verified=outcome == "claimed" and confirmed,
         answerable=answerable and outcome not in asks,
+        channel=asked.channel,
+        written=asked.written,
+        old=asked.old,
     )

@@ -9,7 +9,7 @@ dynamic sampling (arXiv:2503.14476) the rollouts of several batches, compiled as
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from auditdm_jax.answers import answer_ids, text_answer_id
+from auditdm_jax.channels import Prober, layout
 from auditdm_jax.config import CHANNELS, GRPO, Reward
 from auditdm_jax.models import lora
 from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
@@ -26,9 +27,6 @@ from auditdm_jax.reward import Outcome, disagreement, novelty_weights, question_
 from auditdm_jax.rollout import ask, prompt_rows, question_logps, words_of
 from auditdm_jax.sampling import Completions, Prompt, sample
 from auditdm_jax.state import AuditState, Cast, Frozen, Params, Role, Trained
-
-if TYPE_CHECKING:
-    from auditdm_jax.channels import Prober  # with torch: who only asks does not wait for it
 
 ABSTENTION = "unclear"
 
@@ -60,7 +58,7 @@ class Batch(NamedTuple):
     signal: Bool[Array, "B"]
 
 
-def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = None, prober: "Prober | None" = None):
+def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = None, prober: Prober | None = None):
     """step(state, images, draw=None) -> (state, metrics, record).
 
     translate: None where every model reads the auditor's tokens. prober: None where the auditor only asks. draw: gives
@@ -167,7 +165,7 @@ def collect(
     words, empty, overlong = words_of(questions, cast.auditor.config)
     flaws = {"question_empty": empty, "question_overlong": overlong}
     outcome = examine(frozen, cast, images, (questions.ids, words), flaws, settings, translate)
-    rewards, archive = diversified(outcome, (questions.ids, words), trained.archive, settings.reward)
+    rewards, archive = diversified(outcome, questions, trained.archive, settings.reward)
     metrics = asked_metrics(outcome, rewards, questions)
     record = {"question_ids": questions.ids, "question_mask": questions.mask, **recorded(outcome)}
     return Batch(images, prompt, questions, rewards, ~zero_signal(outcome.reward)), archive, metrics, record
@@ -182,25 +180,24 @@ def collect_probes(
     cast: Cast,
     settings: StepSettings,
     translate: Translate | None,
-    prober: "Prober",
+    prober: Prober,
 ) -> tuple[Batch, Float[Array, "A"], dict[str, Array], dict[str, Array]]:
     """As `collect`, through all of the run's channels: only what was written for the channel is rewarded."""
     current = auditor_params(trained.auditor, frozen.auditor)
     probes = prober(current, frozen.auditor, images, key, settings.grpo.num_generations)
     shape = probes.empty.shape
-    words, _, _ = words_of(probes.questions, cast.auditor.config)
-    asked = (probes.questions.ids, words)
     flaws = {"question_empty": probes.empty, "question_overlong": probes.overlong, "image_spoiled": probes.spoiled}
     flaws = {name: flaw.reshape(-1, 1) for name, flaw in flaws.items()}
     # One question for each of the N images.
     rewarded = _rewarded if translate else _rewarded_compiled
     outcome, rewards, archive = rewarded(
-        frozen, cast, probes.images, asked, flaws, trained.archive, settings=settings, translate=translate
+        frozen, cast, probes.images, probes.questions, flaws, trained.archive, settings=settings, translate=translate
     )
     outcome, rewards = jax.tree.map(lambda x: x.reshape(shape), (outcome, rewards))
     metrics = asked_metrics(outcome, rewards, probes.written)
+    shared_out = layout(prober.probing, len(images))
     for name in CHANNELS:
-        rows = prober.layout.through(name)
+        rows = shared_out.through(name)
         if len(rows):
             shares = {"claimed": outcome.claimed, "spoiled": outcome.spoiled, "reward": rewards}
             metrics |= {f"{name}/{share}": value[rows].mean() for share, value in shares.items()}
@@ -215,14 +212,15 @@ def _rewarded(
     frozen: Frozen,
     cast: Cast,
     images: Array,
-    questions: Questions,
+    questions: Completions,
     flaws: dict[str, Array],
     archive: Array,
     *,
     settings: StepSettings,
     translate: Translate | None,
 ) -> tuple[Outcome, Array, Array]:
-    outcome = examine(frozen, cast, images, questions, flaws, settings, translate)
+    words, _, _ = words_of(questions, cast.auditor.config)
+    outcome = examine(frozen, cast, images, (questions.ids, words), flaws, settings, translate)
     return outcome, *diversified(outcome, questions, archive, settings.reward)
 
 
@@ -301,13 +299,13 @@ def answer(
 
 
 def diversified(
-    outcome: Outcome, questions: Questions, archive: Float[Array, "A"], reward: Reward
+    outcome: Outcome, questions: Completions, archive: Float[Array, "A"], reward: Reward
 ) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
     """Rewards times 1 / (1 + c * how often such a failure was found, or so asked, lately), and the new archive."""
     if reward.novelty == "answer":
         parts, counted = outcome.consensus_id[..., None], outcome.claimed[..., None]
     else:
-        parts, counted = question_ngrams(*questions, reward.ngram)
+        parts, counted = question_ngrams(questions.ids, questions.mask, reward.ngram)
     weights, archive = novelty_weights(parts, counted, archive, reward.diversity)
     return outcome.reward * weights, archive
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from auditdm_jax.config import CHANNELS
 from auditdm_jax.errors import one_line
 from auditdm_jax.outcomes import OUTCOMES, Examined
 from auditdm_jax.taxonomy import FailureType, Rate, rate_of, tally
@@ -37,10 +38,18 @@ def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict
     types = tally([f"{row.skill}/{row.condition}" for row in counted], failed)
     skills = tally([row.skill for row in counted], failed)
     before, after = success(prompt_only), success(rows)
+    pairs = [row for row in rows if row.comparable]
+    channels = [name for name in CHANNELS if any(row.channel == name for row in rows)]
     gain = after["verified"]["rate"] / before["verified"]["rate"] if before["verified"]["count"] else None
     return after | {
         "prompt_only": before,
         "verified_gain": gain,
+        "channels": {
+            name: success([row for row in rows if row.channel == name])
+            | {"prompt_only": success([row for row in prompt_only if row.channel == name])}
+            for name in channels
+        },
+        "sensitivity": rate_of(sum(row.flipped for row in pairs), len(pairs))._asdict(),
         "skills_found": sum(skill.failures >= ENOUGH for skill in skills),
         "failure_types": [kind._asdict() for kind in types],
         "skills": [skill._asdict() for skill in skills],
@@ -52,16 +61,26 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
     trained = summary["auditor"]["trained"]
     judge = "the oracle" if summary["verified_by"] == "oracle" else "the verifier"
     yield f"{'':<12}{'images':>7}   {'claimed':<24}verified by {judge}"
-    auditors = {"prompt-only": summary["prompt_only"]} | ({"trained": summary} if trained else {})
-    for name, part in auditors.items():
-        claimed, verified = (_interval(Rate(**part[key])) for key in ("claimed", "verified"))
-        yield f"{name:<12}{part['images']:>7}   {claimed:<24}{verified}"
+    channels = summary["channels"] if list(summary["channels"]) != ["question"] else {}
+    for channel, both in {"": summary, **channels}.items():
+        if channel:
+            yield f"channel {channel}"
+        auditors = {"prompt-only": both["prompt_only"]} | ({"trained": both} if trained else {})
+        for name, part in auditors.items():
+            claimed, verified = (_interval(Rate(**part[key])) for key in ("claimed", "verified"))
+            yield f"{name:<12}{part['images']:>7}   {claimed:<24}{verified}"
     if trained and summary["verified_gain"] is not None:
         yield f"verified success is {summary['verified_gain']:.1f} times that of the prompt-only auditor"
     yield ""
     yield f"{summary['images']} questions, {summary['answerable']} of them with an answer: " + ", ".join(
         f"{n} {name.replace('_', ' ')}" for name, n in summary["outcomes"].items() if n
     )
+    pairs = Rate(**summary["sensitivity"])
+    if "edit" in channels:
+        yield (
+            f"{pairs.count} of {pairs.n} edits that left the references' answer as it was turned the target's: "
+            f"{_interval(pairs)}"
+        )
     yield f"{summary['skills_found']} skills with {ENOUGH} or more verified failures"
     yield ""
     types = [FailureType(**kind) for kind in summary["failure_types"]]

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from auditdm_jax.answers import text_answer_id, token_bytes
+from auditdm_jax.channels import Prober, Studio, instructions_of
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons
@@ -20,16 +21,12 @@ from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import instruction_prompts, padded, template_for, texts_of
-from auditdm_jax.sampling import Prompt
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.state import Auditor, AuditState, Cast, Frozen, Role, Trained
 from auditdm_jax.step import Questions, StepSettings, Translate, make_step
-
-if TYPE_CHECKING:
-    from auditdm_jax.channels import Prober
 
 ARCHIVE_SIZE = 4096
 
@@ -55,13 +52,6 @@ def load_players(config: TrainConfig) -> Players:
     names = (config.models.auditor, config.models.target, *config.models.references)
     auditor, target, *references = (load_model(name, dtype) for name in names)
     return Players(auditor, target, tuple(references))
-
-
-def instructions_of(config: TrainConfig) -> list[str]:
-    """What the auditor is told for each of `CHANNELS`; who only asks needs no other."""
-    probing = config.probing
-    others = [probing.command_instruction, probing.caption_instruction] if probing.channels != ("question",) else []
-    return [config.instruction, *others]
 
 
 def cast_of(players: Players, instructions: Sequence[str]) -> Cast:
@@ -107,15 +97,6 @@ def retokenizer(players: Players) -> Translate:
         return jnp.asarray(ids.reshape(*lead, 2 * length)), jnp.asarray(mask.reshape(*lead, 2 * length))
 
     return translate
-
-
-def prober_of(config: TrainConfig, auditor: VLM, prompts: Prompt) -> "Prober | None":
-    """What makes new images of a training batch; None where the auditor only asks."""
-    if config.probing.channels == ("question",):
-        return None
-    from auditdm_jax.channels import Prober  # with torch: who only asks does not wait for it
-
-    return Prober.of_run(config, auditor, prompts, config.images_per_step, config.grpo.temperature)
 
 
 def step_settings(config: TrainConfig) -> StepSettings:
@@ -196,7 +177,8 @@ def train(config: TrainConfig) -> Path:
     size = input_size(players)
     source, held_out = open_source(config, size, "train"), open_source(config, size, "heldout")
     cast = cast_of(players, instructions_of(config))
-    prober = prober_of(config, players.auditor, cast.auditor.prompts)
+    studio = Studio.load(config.probing)
+    prober = studio and Prober.of_run(config, players.auditor, cast.auditor.prompts, config.grpo.temperature, studio)
     # Only now, when all that was named has been found, may an earlier run give way.
     if config.overwrite and not config.resume:
         for part in ("checkpoints", "auditor", "audit", "rectify"):

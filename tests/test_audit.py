@@ -12,12 +12,13 @@ from PIL import Image
 
 from auditdm_jax import audit as module
 from auditdm_jax import discoveries
-from auditdm_jax.audit import Panel, audit, main, open_unseen
+from auditdm_jax.audit import Asking, Panel, audit, main, open_unseen
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.data import held_out_ids
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.image_files import find_images
+from auditdm_jax.outcomes import Asked
 from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
@@ -47,7 +48,7 @@ class Oracle:
 
 def asks(*questions: str):
     """Asks the given questions in turn; every batch begins with the first."""
-    return lambda images, key: [(questions[i % len(questions)], True) for i in range(len(images))]
+    return lambda images, key: Asking([Asked("", questions[i % len(questions)]) for i in range(len(images))], images)
 
 
 def panel(count: int) -> Panel:

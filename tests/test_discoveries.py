@@ -30,6 +30,10 @@ def test_round_trip(written):
     np.testing.assert_array_equal(found.images, IMAGES)
     assert found.skipped == {}
     assert found.rows[1]._asdict() == {
+        "channel": "question",
+        "written": "",
+        "original_target_answer": "",
+        "flipped": False,
         "image_id": "photos/1.png",
         "question": "how many \x1b[31mdogs?",
         "target_answer": "3",

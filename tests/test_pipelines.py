@@ -13,13 +13,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from auditdm_jax.config import RenderSettings
 from auditdm_jax.counterfactuals import Renderer
 from auditdm_jax.errors import UserError
 from auditdm_jax.pipelines import (
     FAMILIES,
     SCHNELL,
     SETTINGS_FILE,
-    RenderSettings,
     family_of,
     is_out_of_memory,
     load_pipeline,

@@ -11,7 +11,7 @@ from tiny_zoo import save_tiny_zoo
 from auditdm_jax import step as step_module
 from auditdm_jax import training
 from auditdm_jax.config import GRPO, Models, TrainConfig
-from auditdm_jax.sampling import Completions
+from auditdm_jax.sampling import Completions, Prompt
 from auditdm_jax.step import Batch, make_step, refill, resampling_step, update
 
 
@@ -22,7 +22,8 @@ def labelled(signal, first):
     questions = Completions(ids, ids > -1, ids.astype(jnp.float32))
     rewards = jnp.tile(number[:, None], (1, 2)).astype(jnp.float32)
     images = jnp.tile(number.astype(jnp.uint8)[:, None, None, None], (1, 2, 2, 3))
-    return Batch(images, questions, rewards, jnp.array(signal))
+    prompt = Prompt(ids[:, 0], ids[:, 0] > -1)
+    return Batch(images, prompt, questions, rewards, jnp.array(signal))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def parts(tmp_path_factory):
     players = training.load_players(config)
     settings = training.step_settings(config)
     images = next(training.open_source(config, 64, "train"))["image"]
-    return training.cast_of(players, config.instruction), settings, config, players, images
+    return training.cast_of(players, [config.instruction]), settings, config, players, images
 
 
 def state_of(parts):

@@ -40,7 +40,7 @@ def parts(config):
     players = training.load_players(config)
     settings = training.step_settings(config)
     state = training.initial_state(config, players, settings.optimizer)
-    return players, settings, state, training.cast_of(players, config.instruction)
+    return players, settings, state, training.cast_of(players, [config.instruction])
 
 
 def test_fused_step_equals_the_one_through_text(config, parts):
