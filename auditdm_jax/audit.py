@@ -10,7 +10,8 @@ images. The models stay loaded and images pass through them in batches of one sh
 compiles once.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -44,10 +45,12 @@ Answer = Callable[[Images, Sequence[str]], list[str]]
 
 
 class Asking(NamedTuple):
-    """asked: one question for each image of a batch, the image's id apart; images: what they are asked of."""
+    """asked: one question for each image of a batch, the image's id apart; images: what they are asked of; faults: of
+    the new images among them, how many by kind."""
 
     asked: list[Asked]
     images: Images
+    faults: Mapping[str, int] = {}
 
 
 Ask = Callable[[Images, Array], Asking]
@@ -73,12 +76,14 @@ class Batches(Protocol):
 
 class Audit(NamedTuple):
     """What became of the questions of both auditors. pngs: by image id, what those of the auditor's questions were
-    asked of that have a consensus; originals: of the new images among them, what these were made from."""
+    asked of that have a consensus; originals: of the new images among them, what these were made from. faults: of the
+    auditor's new images, by kind."""
 
     rows: list[Examined]
     prompt_only: list[Examined]
     pngs: dict[str, bytes]
     originals: dict[str, bytes]
+    faults: Counter[str]
 
 
 def audit(
@@ -98,15 +103,17 @@ def audit(
     before: list[Examined] = []
     pngs: dict[str, bytes] = {}
     originals: dict[str, bytes] = {}
+    faults: Counter[str] = Counter()
     compared: list[tuple[int, np.ndarray]] = []
     with tqdm(total=questions, desc="auditing", unit="image") as bar:
         while len(rows) < questions and (batch := next(batches, None)) is not None:
             key = jax.random.fold_in(jax.random.key(seed), len(rows))
             left = min(int(np.sum(batch.get("valid", len(batch["image_id"])))), questions - len(rows))
-            images, new = question_batch(panel.auditor, panel, batch, key, agreement)
+            asking, new = question_batch(panel.auditor, panel, batch, key, agreement)
+            faults.update(asking.faults)
             for i, row in enumerate(new[:left]):
                 if row.consensus:
-                    pngs[row.image_id] = discoveries.png(images[i])
+                    pngs[row.image_id] = discoveries.png(asking.images[i])
                     if row.channel != "question":
                         originals[row.image_id] = discoveries.png(batch["image"][i])
                     if row.channel == "edit" and row.old:
@@ -118,13 +125,13 @@ def audit(
             bar.update(left)
     for (number, _), row in zip(compared, with_originals(panel, rows, compared, agreement), strict=True):
         rows[number] = row
-    return Audit(rows, rows if panel.prompt_only is None else before, pngs, originals)
+    return Audit(rows, rows if panel.prompt_only is None else before, pngs, originals, faults)
 
 
 def question_batch(
     auditor: Ask, panel: Panel, batch: dict, key: Array, agreement: float
-) -> tuple[Images, list[Examined]]:
-    """What becomes of one question of each image of a batch, and what the questions were asked of."""
+) -> tuple[Asking, list[Examined]]:
+    """One question of each image of a batch, and what becomes of it."""
     asking = auditor(batch["image"], key)
     scenes = list(batch.get("scene", [None] * len(asking.asked)))
     changed = [i for i, asked in enumerate(asking.asked) if asked.channel != "question"]
@@ -137,7 +144,7 @@ def question_batch(
         examine(asked._replace(image_id=image_id), said, agreement, scene)
         for asked, image_id, said, scene in zip(asking.asked, batch["image_id"], answers, scenes, strict=True)
     ]
-    return asking.images, rows
+    return asking, rows
 
 
 def answers_of(
@@ -171,9 +178,8 @@ def with_originals(
 
 def make_ask(vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, studio: Studio | None) -> Ask:
     """One sampled probe an image, through the channels of the run. base: the auditor before training."""
-    prober = Prober.of_run(
-        settings, vlm, instruction_prompts(vlm, instructions_of(settings)), batch_size, temperature, studio
-    )
+    prompts = instruction_prompts(vlm, instructions_of(settings))
+    prober = Prober.of_run(settings, vlm, prompts, temperature, studio)
 
     def ask_batch(images: Images, key: Array) -> Asking:
         probes = prober(vlm.params, base.params, jnp.asarray(images), key, 1)
@@ -184,7 +190,7 @@ def make_ask(vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, stu
             channel = CHANNELS[shared_out.channels[i]]
             written = "" if channel == "question" else probes.texts[i]
             asked.append(Asked("", question, not overlong, channel, written, shared_out.old[i], spoiled))
-        return Asking(asked, np.asarray(probes.images))
+        return Asking(asked, np.asarray(probes.images), probes.faults)
 
     return ask_batch
 
@@ -275,6 +281,7 @@ def main(config: AuditConfig) -> dict[str, Any]:
         "training_seed": settings.seed,
         "instruction": settings.instruction,
         "probing": settings.probing,
+        "image_faults": found.faults,
         "agreement": settings.reward.agreement,
         "temperature": config.temperature,
         "max_question_tokens": settings.max_question_tokens,
@@ -294,6 +301,8 @@ def print_report(summary: dict[str, Any], counts: dict[str, int], folder: Path) 
     print("auditor {}, target {}, references {}".format(*map(one_line, names)))
     for line in report_lines(summary):
         print(line)
+    if any(summary["image_faults"].values()):
+        print(f"\nnew images: {reasons({name: count for name, count in summary['image_faults'].items() if count})}")
     if summary["skipped_images"]:
         print(f"\nimages skipped: {reasons(summary['skipped_images'])}")
     wrote = ", ".join(f"{name}.parquet ({count} rows)" for name, count in counts.items())

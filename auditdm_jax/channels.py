@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 FAULTS = ("collapsed", "no_effect", "drifted")
 """Why a new image counts for nothing, see `checks.Faults`."""
+SKIPS = ("truncated prompt", "not a number", "unsafe")
+"""What befell the renderer, see `counterfactuals`; an image that it could not make is collapsed or without effect."""
 QUESTION = CHANNELS.index("question")
 
 
@@ -100,6 +102,7 @@ class Studio(NamedTuple):
                 return None
             renderer = Renderer.load(pipeline_path(name), **vars(probing.render))
             renderer.require(ability)
+            renderer.progress = False  # the run has a bar of its own
             return renderer
 
         editor = load("edit", probing.editor, "edits")
@@ -216,11 +219,16 @@ class Prober:
             if not rows:
                 continue
             assert self.studio is not None  # it was loaded for these channels
+            renderer = self.studio.editor if name == "edit" else self.studio.generator
+            assert renderer is not None
+            before = renderer.counts.copy()
             made, flaws = self.studio.render(
                 name, images[jnp.array(rows)], [texts[i] if usable[i] else "" for i in rows], [seeds[i] for i in rows]
             )
             for fault in FAULTS:
                 faults[f"{name}/{fault}"] = int((getattr(flaws, fault) & jnp.asarray(usable[rows])).sum())
+            for skip in SKIPS:
+                faults[f"{name}/{skip.replace(' ', '_')}"] = renderer.counts[skip] - before[skip]
             images = images.at[jnp.array(rows)].set(made)
             spoiled = spoiled.at[jnp.array(rows)].set(flaws.collapsed | flaws.no_effect | flaws.drifted)
         return images, spoiled, faults

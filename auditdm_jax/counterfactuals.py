@@ -46,8 +46,10 @@ Size = tuple[int, int]  # height and width
 class Renderer:
     """A diffusion pipeline with its settings. family: its defaults, if not those that `family_of` finds.
 
-    counts: images skipped and prompts truncated so far, by the names at the top of this module.
+    progress: whether a bar is shown. counts: images skipped and prompts truncated so far, by the names at the top of this module.
     """
+
+    progress = True
 
     def __init__(self, pipeline: Any, settings: RenderSettings, device: str, family: Family | None = None):
         self.pipeline = pipeline
@@ -141,7 +143,8 @@ class Renderer:
             return canvas
         before = to_torch(canvas).to(self.device)
         after = before.clone()  # what came over the bridge may be JAX's own memory
-        with tqdm(total=len(todo), desc="editing" if edit else "generating", unit="image", leave=False) as bar:
+        name = "editing" if edit else "generating"
+        with tqdm(total=len(todo), desc=name, unit="image", leave=False, disable=not self.progress) as bar:
             for start in range(0, len(todo), self.micro_batch_size):
                 rows = todo[start : start + self.micro_batch_size]
                 images, unsafe = self._call(

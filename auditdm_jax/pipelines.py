@@ -6,7 +6,7 @@ No code that comes with a checkpoint is run, no pickled weights are read, and th
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -109,8 +109,9 @@ def load_pipeline(path_or_hub_id: str | Path, settings: RenderSettings) -> tuple
     dtype = getattr(torch, settings.dtype or ("float32" if device == "cpu" else "bfloat16"))
     directory = _directory_of(path_or_hub_id)
     name = _check_index(directory)
+    messages: list[str] = []
     try:
-        with quiet() as messages:
+        with quiet(messages):
             parts = {}
             if name == "QwenImageEditPipeline":
                 parts["processor"] = StillImageProcessor.from_pretrained(directory / "processor")
@@ -127,14 +128,20 @@ def load_pipeline(path_or_hub_id: str | Path, settings: RenderSettings) -> tuple
     except Exception as error:  # a missing file, a damaged one and a wrong shape come as many error types
         if is_out_of_memory(error):
             raise UserError(f"not enough memory to load {directory}; set cpu_offload or a smaller dtype") from None
+        _check_weights(directory, messages)
         raise UserError(
             f"the pipeline in {directory} cannot be loaded ({one_line(error, 200)}); copy all of its files again"
         ) from None
-    for message in messages:
-        if "newly initialized" in message:  # both libraries would only log this, and render noise
-            report = one_line(message.replace(str(directory), ""), 200)
-            raise UserError(f"weights are missing in {directory} ({report}); copy all of its files again")
+    _check_weights(directory, messages)
     return pipeline, device
+
+
+def _check_weights(directory: Path, messages: Sequence[str]) -> None:
+    """Raises UserError if weights are missing: both libraries would only log this, and render noise."""
+    for message in messages:
+        if "newly initialized" in message:
+            report = one_line(message.replace(str(directory), ""), 200)
+            raise UserError(f"weights are missing in {directory} ({report}); copy all of its files again") from None
 
 
 def _directory_of(path_or_hub_id: str | Path) -> Path:
@@ -179,9 +186,9 @@ def _check_index(directory: Path) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[list[str]]:
-    """Holds back what diffusers and transformers log, warn of and draw; yields the logged messages."""
-    messages: list[str] = []
+def quiet(messages: list[str] | None = None) -> Iterator[None]:
+    """Holds back what diffusers and transformers log, warn of and draw; the logged messages go to the list."""
+    messages = [] if messages is None else messages
     keeper = logging.Handler(logging.WARNING)
     keeper.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
@@ -194,7 +201,7 @@ def quiet() -> Iterator[list[str]]:
             library.disable_progress_bar()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield messages
+            yield
     finally:
         for logger, before in zip(loggers, handlers, strict=True):
             logger.handlers = before

@@ -29,7 +29,7 @@ from auditdm_jax.rollout import ask, prompt_rows
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.members import MEMBERS, new_model
 from auditdm_jax.state import Frozen, Trained
-from auditdm_jax.step import update
+from auditdm_jax.step import Batch, update
 from auditdm_jax.training import step_settings
 
 IMAGES, COMPLETIONS, TOKENS, BETA = 8, 8, 16, 0.04
@@ -64,7 +64,8 @@ def our_steps(vlm: VLM, images: np.ndarray):
         key = jax.random.fold_in(trained.key, trained.step)
         lengths = dict(num_generations=COMPLETIONS, max_new_tokens=TOKENS, temperature=1.0)
         questions = ask(trained.auditor, config, prompt, images, key, **lengths)
-        return update(trained, frozen, config, prompt, images, questions, rewards, settings)[0]
+        batch = Batch(images, prompt, questions, rewards, jnp.ones(IMAGES, bool))
+        return update(trained, frozen, config, batch, settings)[0]
 
     trainable = jax.tree.map(jnp.array, vlm.params)
     opt_state = settings.optimizer.init(trainable)

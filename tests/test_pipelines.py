@@ -205,7 +205,8 @@ def test_quiet_puts_everything_back():
         raise ZeroDivisionError
 
     before = state()
-    with pytest.raises(ZeroDivisionError), quiet() as messages:
+    messages: list[str] = []
+    with pytest.raises(ZeroDivisionError), quiet(messages):
         fail()
     assert messages == ["once told"]
     assert state() == before

@@ -1,0 +1,75 @@
+"""Where the time of a training step through all channels goes: the models, the renderer, and everything else.
+
+    python benchmarks/counterfactual_step.py
+
+The zoo's models and its editor, with the batch of `train.py --channels question edit caption`. Each compiled part is
+waited for, so that its time is its own; what is left is the work outside models and renderer: text, checks of the new
+images, and the way of the images between the libraries.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import tyro
+
+from auditdm_jax import channels, step, training
+from auditdm_jax.config import CHANNELS, Probing, TrainConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """How long to measure."""
+
+    warmup: int = 2
+    """Steps before, which compile."""
+    steps: int = 10
+
+
+def timed(spent: Counter[str], name: str, function: Callable) -> Callable:
+    """The function, its time counted under a name; what is called within it is not counted twice."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = jax.block_until_ready(function(*args, **kwargs))
+        spent[name] += time.perf_counter() - started
+        return result
+
+    return call
+
+
+def main(config: Config) -> None:
+    run = TrainConfig(probing=Probing(channels=CHANNELS))
+    players = training.load_players(run)
+    settings = training.step_settings(run)
+    cast = training.cast_of(players, channels.instructions_of(run))
+    studio = channels.Studio.load(run.probing)
+    prober = channels.Prober.of_run(run, players.auditor, cast.auditor.prompts, run.grpo.temperature, studio)
+    spent: Counter[str] = Counter()
+    channels.ask = timed(spent, "models", channels.ask)
+    step._rewarded_compiled = timed(spent, "models", step._rewarded_compiled)
+    step.update = timed(spent, "models", step.update)
+    studio.editor.edit = timed(spent, "renderer", studio.editor.edit)
+    studio.generator.generate = timed(spent, "renderer", studio.generator.generate)
+    one_step = step.make_step(cast, settings, prober=prober)
+    state = training.initial_state(run, players, settings.optimizer)
+    source = training.open_source(run, training.input_size(players), "train")
+    for _ in range(config.warmup):
+        state, _, _ = one_step(state, next(source)["image"])
+    spent.clear()
+    started = time.perf_counter()
+    for _ in range(config.steps):
+        state, metrics, _ = one_step(state, next(source)["image"])
+    jax.block_until_ready(metrics)
+    total = time.perf_counter() - started
+    spent["everything else"] = total - spent.total()
+    print(f"{total / config.steps:.2f} s a step of {run.images_per_step} images x {run.grpo.num_generations}")
+    for name, seconds in spent.most_common():
+        print(f"{name:<16} {seconds / config.steps:6.3f} s  {seconds / total:6.1%}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=Config.__doc__))
