@@ -46,7 +46,8 @@ Size = tuple[int, int]  # height and width
 class Renderer:
     """A diffusion pipeline with its settings. family: its defaults, if not those that `family_of` finds.
 
-    progress: whether a bar is shown. counts: images skipped and prompts truncated so far, by the names at the top of this module.
+    progress: whether a bar is shown. counts: images skipped and prompts truncated so far, by the names at the top of
+    this module.
     """
 
     progress = True

@@ -1,0 +1,185 @@
+"""The auditor's channels: who writes what, what is asked of which image, and what earns nothing."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from auditdm_jax import training
+from auditdm_jax.channels import Prober, Studio, instructions_of, layout
+from auditdm_jax.config import CHANNELS, GRPO, Models, Probing, TrainConfig
+from auditdm_jax.errors import UserError
+from auditdm_jax.rollout import words_of
+from auditdm_jax.scenes.dataset import scenes_of
+from auditdm_jax.step import collect_probes
+
+ALL = Probing(channels=CHANNELS)
+IMAGES, GENERATIONS = 6, 3
+
+
+def test_layout_by_hand():
+    shared_out = layout(Probing(channels=("question", "edit"), channel_weights=(3, 1)), 8)
+    names = [CHANNELS[channel] for channel in shared_out.channels]
+    assert names == ["question", "question", "edit", "question", "question", "question", "edit", "question"]
+    assert [row for row, old in enumerate(shared_out.old) if old] == [2]
+    assert shared_out.through("edit").tolist() == [2, 6]
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=3, max_size=3), st.integers(1, 40), st.floats(0, 1))
+def test_layout_keeps_the_shares(weights, images, old_questions):
+    shared_out = layout(Probing(channels=CHANNELS, channel_weights=tuple(weights), old_questions=old_questions), images)
+    for channel, weight in enumerate(weights):
+        rows = np.flatnonzero(np.array(shared_out.channels) == channel)
+        assert abs(len(rows) - images * weight / sum(weights)) < 2
+        old = np.array(shared_out.old)[rows].sum()
+        assert old == 0 if CHANNELS[channel] == "question" else abs(old - len(rows) * old_questions) <= 0.5 + 1e-6
+    longer = layout(Probing(channels=CHANNELS, channel_weights=tuple(weights), old_questions=old_questions), images + 1)
+    assert longer.channels[:images] == shared_out.channels  # a batch cut short has the same shares
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"channels": ()}, "channels is empty"),
+        ({"channels": ("edit", "edit")}, "edit edit: name each of"),
+        ({"channels": ("edit",), "channel_weights": (1.0, 2.0)}, "2 numbers for 1 channels"),
+        ({"channels": ("edit",), "channel_weights": (0.0,)}, "above 0"),
+        ({"channels": ("edit",), "channel_weights": (float("nan"),)}, "above 0"),
+        ({"old_questions": 1.5}, "from 0 to 1"),
+        ({"max_command_tokens": 0}, "max-command-tokens is 0"),
+    ],
+)
+def test_clashing_settings_are_one_line(settings, words):
+    with pytest.raises(UserError, match=words):
+        Probing(**settings)
+
+
+def test_who_only_asks_loads_no_pipeline():
+    assert Studio.load(Probing()) is None
+
+
+def test_a_pipeline_that_is_missing_is_one_line():
+    with pytest.raises(UserError, match="no pipeline directory"):
+        Studio.load(Probing(channels=("edit",), editor="./nowhere"))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """The zoo's auditor, target and one reference, and its editor."""
+    models = Models(references=("reference-b",))
+    config = TrainConfig(probing=ALL, models=models, images_per_step=IMAGES, grpo=GRPO(num_generations=GENERATIONS))
+    players = training.load_players(config)
+    cast = training.cast_of(players, instructions_of(config))
+    prober = Prober.of_run(config, players.auditor, cast.auditor.prompts, 1.0, Studio.load(ALL))
+    return config, players, cast, prober
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(scenes_of("validation", 0, IMAGES)[1])
+
+
+@pytest.fixture(scope="module")
+def probes(parts, images):
+    _, players, _, prober = parts
+    params = players.auditor.params
+    return prober(params, params, images, jax.random.key(0), GENERATIONS)
+
+
+def rows_of(channel: str) -> np.ndarray:
+    return layout(ALL, IMAGES).through(channel)[:, None] * GENERATIONS + np.arange(GENERATIONS)
+
+
+def test_questions_are_asked_of_the_image_itself(parts, images, probes):
+    rows = rows_of("question").reshape(-1)
+    repeated = np.repeat(np.asarray(images), GENERATIONS, axis=0)
+    np.testing.assert_array_equal(np.asarray(probes.images)[rows], repeated[rows])
+    tokens = parts[0].max_question_tokens
+    written = np.asarray(probes.written.ids).reshape(len(repeated), -1)[rows, :tokens]
+    np.testing.assert_array_equal(np.asarray(probes.questions.ids)[rows, 0], written)
+    assert not np.asarray(probes.spoiled).reshape(-1)[rows].any()
+
+
+def test_commands_and_captions_make_new_images(images, probes):
+    repeated = np.repeat(np.asarray(images), GENERATIONS, axis=0)
+    flawed = np.asarray(probes.empty | probes.overlong | probes.spoiled).reshape(-1)
+    for channel in ("edit", "caption"):
+        rows = rows_of(channel).reshape(-1)
+        good = rows[~flawed[rows]]
+        assert len(good)
+        changed = np.abs(np.asarray(probes.images)[good].astype(int) - repeated[good]).max((1, 2, 3))
+        assert (changed > 50).all()
+
+
+def test_an_old_question_is_one_for_the_group_and_a_new_one_is_not(probes):
+    shared_out = layout(ALL, IMAGES)
+    asked = np.asarray(probes.questions.ids).reshape(IMAGES, GENERATIONS, -1)
+    for row in np.flatnonzero(shared_out.old):
+        assert (asked[row] == asked[row, :1]).all()
+    new = [row for row, channel in enumerate(shared_out.channels) if channel and not shared_out.old[row]]
+    assert any((asked[row] != asked[row, :1]).any() for row in new)
+
+
+def test_old_questions_are_those_of_the_auditor_before_training(parts, images):
+    """Whatever the trained auditor has become, an old question of the same draw stays the same."""
+    _, players, _, prober = parts
+    base = players.auditor.params
+    other = jax.tree.map(lambda x: x * 1.1, base)
+    first, second = (prober(params, base, images, jax.random.key(3), GENERATIONS) for params in (base, other))
+    old = np.flatnonzero(layout(ALL, IMAGES).old)
+    one, two = (np.asarray(probes.questions.ids).reshape(IMAGES, GENERATIONS, -1)[old] for probes in (first, second))
+    np.testing.assert_array_equal(one, two)
+    assert (np.asarray(first.written.ids) != np.asarray(second.written.ids)).any()
+
+
+def test_what_did_not_end_is_not_rendered(parts, images):
+    """With room for two tokens no command ends: nothing is rendered, and every such probe is over-long."""
+    _, players, _, prober = parts
+    params = players.auditor.params
+    short = replace(prober, limits=(13, 2, 2))
+    probes = short(params, params, images, jax.random.key(0), GENERATIONS)
+    rows = np.concatenate([rows_of("edit"), rows_of("caption")]).reshape(-1)
+    assert np.asarray(probes.overlong).reshape(-1)[rows].all()
+    edits = rows_of("edit").reshape(-1)
+    repeated = np.repeat(np.asarray(images), GENERATIONS, axis=0)
+    np.testing.assert_array_equal(np.asarray(probes.images)[edits], repeated[edits])
+
+
+def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, images):
+    config, players, cast, prober = parts
+    settings = training.step_settings(config)
+    state = training.initial_state(config, players, settings.optimizer)
+
+    def collect(studio):
+        return collect_probes(
+            state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
+            prober=replace(prober, studio=studio),
+        )  # fmt: skip
+
+    batch, _, metrics, record = collect(prober.studio)
+    np.testing.assert_array_equal(batch.questions.ids, prober(
+        players.auditor.params, players.auditor.params, images, jax.random.key(0), GENERATIONS
+    ).written.ids)  # fmt: skip
+    words, _, _ = words_of(batch.questions, players.auditor.config)
+    assert words.shape[-1] == config.probing.max_caption_tokens
+    assert record["question_ids"].shape == (IMAGES, GENERATIONS, config.max_question_tokens)
+    assert {f"{channel}/claimed" for channel in CHANNELS} <= set(metrics)
+
+    class Blank:
+        """A studio whose pictures are all black."""
+
+        editor = generator = prober.studio.editor
+
+        def render(self, channel, images, texts, seeds):
+            black = jnp.zeros_like(images)
+            return black, prober.studio.render("caption", black, [""] * len(texts), seeds)[1]
+
+    batch, _, metrics, _ = collect(Blank())
+    changed = np.concatenate([layout(ALL, IMAGES).through(channel) for channel in ("edit", "caption")])
+    assert float(np.abs(np.asarray(batch.rewards)[changed]).max()) == 0
+    assert metrics["edit/collapsed"] > 0
+    assert metrics["outcome/spoiled"] > 0
