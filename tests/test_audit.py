@@ -18,11 +18,14 @@ from auditdm_jax.data import held_out_ids
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.image_files import find_images
-from auditdm_jax.outcomes import Asked
+from auditdm_jax.outcomes import Answers, Asked, examine
 from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.parser import read_scene
+from auditdm_jax.scenes.render import render
 from auditdm_jax.scenes.zoo_paths import load_model, zoo_names
+from auditdm_jax.summary import summarize
 
 WEATHER, COUNT, NONSENSE = "what is the weather?", "how many objects are there?", "zebra zebra"
 UNSEEN = open_unseen((), (), 64, 1, seed=0)  # the scenes that an audit of seed 0 shows
@@ -263,3 +266,58 @@ class TestZoo:
         assert len(summary["skills"]) >= 8
         found = discoveries.read(tmp_path / "default" / "audit" / "discoveries.parquet", 64)
         assert len(found.rows) == summary["claimed"]["count"]
+
+
+def edited(outcome: str, original_target: str = "red", original_consensus: str = "red", consensus: str = "red"):
+    """An edited image with an old question of which the references say `consensus`."""
+    said = {"agreed": consensus, "claimed": "blue", "target_unanswered": "unclear"}[outcome]
+    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", old=True)
+    row = examine(asked, Answers(said, (consensus,), consensus), 1.0)
+    assert row.outcome == outcome
+    return row._replace(original_consensus=original_consensus, original_target_answer=original_target)
+
+
+def test_sensitivity_counts_edits_that_leave_the_answer_as_it_was():
+    rows = [
+        edited("agreed"),
+        edited("claimed"),
+        edited("target_unanswered"),
+        edited("claimed", original_target="blue"),  # it was wrong before the edit
+        edited("claimed", original_consensus="green"),  # the edit concerned the question
+        edited("claimed", original_consensus=""),  # nobody knows what was true of the original
+    ]
+    assert [row.comparable for row in rows] == [True] * 3 + [False] * 3
+    assert [row.flipped for row in rows] == [False, True, True, False, False, False]
+    summary = summarize(rows, rows)
+    assert (summary["sensitivity"]["count"], summary["sensitivity"]["n"]) == (2, 3)
+    assert summary["channels"]["edit"]["images"] == 6
+    assert list(summary["channels"]) == ["edit"]
+
+
+def test_a_spoiled_image_is_an_outcome_of_its_own():
+    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", spoiled=True)
+    row = examine(asked, Answers("blue", ("red",), "red"), 1.0)
+    assert (row.outcome, row.claimed, row.verified, row.answerable) == ("spoiled", False, False, False)
+
+
+def test_originals_are_asked_the_same_question():
+    """The edit, which emptied the scene, made the target wrong about the weather; of the original it was right."""
+
+    def reads(images, questions):
+        return [
+            judge(question, read_scene(image).scene).answer for image, question in zip(images, questions, strict=True)
+        ]
+
+    def fooled(images, questions):
+        empty = [not any(read_scene(image).scene.cells) for image in images]
+        return ["foggy" if gone else said for gone, said in zip(empty, reads(images, questions), strict=True)]
+
+    def empties(images, key):
+        asked = [Asked("", WEATHER, channel="edit", written="remove the star", old=True)] * len(images)
+        scenes = [read_scene(image).scene._replace(cells=(None,) * 16) for image in images]
+        return Asking(asked, np.stack([render(scene) for scene in scenes]))
+
+    found = audit(Panel(empties, None, fooled, (reads, reads), reads), open_unseen((), (), 64, 4, seed=0), 4, 0, 1.0, 0)
+    assert all(row.flipped for row in found.rows)
+    assert set(found.originals) == set(found.pngs) == {row.image_id for row in found.rows}
+    assert all(row.verified for row in found.rows)  # the oracle reads the new image: its weather is still the same
