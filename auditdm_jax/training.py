@@ -14,6 +14,7 @@ import optax
 from auditdm_jax.answers import text_answer_id, token_bytes
 from auditdm_jax.channels import Prober, Studio, instructions_of
 from auditdm_jax.checkpoint import Checkpointer
+from auditdm_jax.collect import Questions, StepSettings, Translate
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.files import atomic_folder
@@ -26,7 +27,7 @@ from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.state import Auditor, AuditState, Cast, Frozen, Role, Trained
-from auditdm_jax.step import Questions, StepSettings, Translate, make_step
+from auditdm_jax.step import make_step
 
 ARCHIVE_SIZE = 4096
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import tyro
 
-from auditdm_jax import channels, step, training
+from auditdm_jax import channels, collect, step, training
 from auditdm_jax.config import CHANNELS, Probing, TrainConfig
 
 
@@ -50,7 +50,7 @@ def main(config: Config) -> None:
     prober = channels.Prober.of_run(run, players.auditor, cast.auditor.prompts, run.grpo.temperature, studio)
     spent: Counter[str] = Counter()
     channels.ask = timed(spent, "models", channels.ask)
-    step._rewarded_compiled = timed(spent, "models", step._rewarded_compiled)
+    collect._rewarded_compiled = timed(spent, "models", collect._rewarded_compiled)
     step.update = timed(spent, "models", step.update)
     studio.editor.edit = timed(spent, "renderer", studio.editor.edit)
     studio.generator.generate = timed(spent, "renderer", studio.generator.generate)

@@ -22,6 +22,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from auditdm_jax.collect import Batch
 from auditdm_jax.config import GRPO, TrainConfig
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts
@@ -29,7 +30,7 @@ from auditdm_jax.rollout import ask, prompt_rows
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.members import MEMBERS, new_model
 from auditdm_jax.state import Frozen, Trained
-from auditdm_jax.step import Batch, update
+from auditdm_jax.step import update
 from auditdm_jax.training import step_settings
 
 IMAGES, COMPLETIONS, TOKENS, BETA = 8, 8, 16, 0.04

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_zoo import save_tiny_zoo
 
-from auditdm_jax import training
+from auditdm_jax import audit, training
 from auditdm_jax.channels import Prober, Studio, instructions_of, layout
-from auditdm_jax.config import CHANNELS, GRPO, Models, Probing, TrainConfig
+from auditdm_jax.collect import collect_probes
+from auditdm_jax.config import CHANNELS, GRPO, AuditConfig, Models, Probing, RenderSettings, TrainConfig
 from auditdm_jax.errors import UserError
+from auditdm_jax.models.vlm import VLM
 from auditdm_jax.rollout import words_of
 from auditdm_jax.scenes.dataset import scenes_of
-from auditdm_jax.step import collect_probes
 
 ALL = Probing(channels=CHANNELS)
 IMAGES, GENERATIONS = 6, 3
@@ -183,3 +185,31 @@ def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, images
     assert float(np.abs(np.asarray(batch.rewards)[changed]).max()) == 0
     assert metrics["edit/collapsed"] > 0
     assert metrics["outcome/spoiled"] > 0
+
+
+@pytest.mark.slow
+def test_a_run_through_all_channels_audits_and_resumes_exactly(tmp_path):
+    """Two steps at once, or one and, from its checkpoint, another: the same auditor. Its audit has all channels."""
+    zoo = save_tiny_zoo(tmp_path / "zoo")
+    whole = TrainConfig(
+        name="whole",
+        out=str(tmp_path),
+        steps=2,
+        images_per_step=3,
+        models=Models("auditor", zoo["target"], (zoo["a"], zoo["b"]), zoo["b"]),
+        probing=replace(ALL, render=RenderSettings(steps=1)),
+        grpo=GRPO(num_generations=2),
+        checkpoint_every=1,
+    )
+    training.train(whole)
+    halves = replace(whole, name="halves")
+    training.train(replace(halves, steps=1))
+    training.train(replace(halves, resume=True))
+    weights = [VLM.load(tmp_path / name / "auditor").params for name in ("whole", "halves")]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+
+    summary = audit.main(AuditConfig(name="whole", out=str(tmp_path), questions=9, batch_size=6))
+    assert {name: part["images"] for name, part in summary["channels"].items()} == dict.fromkeys(CHANNELS, 3)
+    assert summary["prompt_only"]["images"] == 9
+    assert set(summary["files"]) == {"discoveries", "questions", "sensitivity"}
+    assert sum(summary["outcomes"].values()) == 9

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from auditdm_jax.collect import diversified
 from auditdm_jax.config import Reward
 from auditdm_jax.reward import consensus, disagreement, novelty_weights, question_ngrams
 from auditdm_jax.sampling import Completions
-from auditdm_jax.step import diversified
 
 UNCLEAR, RED, BLUE, GREEN = 4_000_000_000, 1, 2, 3
 OUTCOMES = ("empty", "overlong", "abstained", "no_consensus", "target_unanswered", "agreed", "claimed")
