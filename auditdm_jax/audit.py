@@ -10,7 +10,6 @@ images. The models stay loaded and images pass through them in batches of one sh
 compiles once.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +25,7 @@ from auditdm_jax import discoveries
 from auditdm_jax.channels import Prober, Studio, instructions_of, layout
 from auditdm_jax.config import CHANNELS, AuditConfig, TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons, trained_files
-from auditdm_jax.errors import one_line
+from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer
 from auditdm_jax.files import write_json
 from auditdm_jax.models.vlm import VLM
@@ -45,12 +44,10 @@ Answer = Callable[[Images, Sequence[str]], list[str]]
 
 
 class Asking(NamedTuple):
-    """asked: one question for each image of a batch, the image's id apart; images: what they are asked of; faults: of
-    the new images among them, how many by kind."""
+    """asked: one question for each image of a batch, the image's id apart; images: what they are asked of."""
 
     asked: list[Asked]
     images: Images
-    faults: Mapping[str, int] = {}
 
 
 Ask = Callable[[Images, Array], Asking]
@@ -76,14 +73,12 @@ class Batches(Protocol):
 
 class Audit(NamedTuple):
     """What became of the questions of both auditors. pngs: by image id, what those of the auditor's questions were
-    asked of that have a consensus; originals: of the new images among them, what these were made from. faults: of the
-    auditor's new images, by kind."""
+    asked of that have a consensus; originals: of the new images among them, what these were made from."""
 
     rows: list[Examined]
     prompt_only: list[Examined]
     pngs: dict[str, bytes]
     originals: dict[str, bytes]
-    faults: Counter[str]
 
 
 def audit(
@@ -103,29 +98,25 @@ def audit(
     before: list[Examined] = []
     pngs: dict[str, bytes] = {}
     originals: dict[str, bytes] = {}
-    faults: Counter[str] = Counter()
-    compared: list[tuple[int, np.ndarray]] = []
+    edited: dict[str, np.ndarray] = {}
     with tqdm(total=questions, desc="auditing", unit="image") as bar:
         while len(rows) < questions and (batch := next(batches, None)) is not None:
             key = jax.random.fold_in(jax.random.key(seed), len(rows))
             left = min(int(np.sum(batch.get("valid", len(batch["image_id"])))), questions - len(rows))
             asking, new = question_batch(panel.auditor, panel, batch, key, agreement)
-            faults.update(asking.faults)
             for i, row in enumerate(new[:left]):
                 if row.consensus:
                     pngs[row.image_id] = discoveries.png(asking.images[i])
                     if row.channel != "question":
                         originals[row.image_id] = discoveries.png(batch["image"][i])
-                    if row.channel == "edit" and row.old:
-                        compared.append((len(rows) + i, batch["image"][i]))
+            edited |= {row.image_id: batch["image"][i] for i, row in enumerate(new[:left]) if row.channel == "edit"}
             rows += new[:left]
             wanted = min(left, prompt_only_questions - len(before))
             if panel.prompt_only is not None and wanted > 0:
                 before += question_batch(panel.prompt_only, panel, batch, key, agreement)[1][:wanted]
             bar.update(left)
-    for (number, _), row in zip(compared, with_originals(panel, rows, compared, agreement), strict=True):
-        rows[number] = row
-    return Audit(rows, rows if panel.prompt_only is None else before, pngs, originals, faults)
+    rows, before = (with_originals(panel, examined, edited, agreement) for examined in (rows, before))
+    return Audit(rows, rows if panel.prompt_only is None else before, pngs, originals)
 
 
 def question_batch(
@@ -135,14 +126,17 @@ def question_batch(
     asking = auditor(batch["image"], key)
     scenes = list(batch.get("scene", [None] * len(asking.asked)))
     changed = [i for i, asked in enumerate(asking.asked) if asked.channel != "question"]
+    unread = [False] * len(scenes)
     if changed and "scene" in batch:
         for i, scene in zip(changed, scenes_in(asking.images[changed]), strict=True):
-            scenes[i] = scene
+            scenes[i], unread[i] = scene, scene is None
     texts = [asked.question for asked in asking.asked]
     answers = map(Answers, *answers_of((panel.target, *panel.references), panel.verifier, asking.images, texts))
     rows = [
-        examine(asked._replace(image_id=image_id), said, agreement, scene)
-        for asked, image_id, said, scene in zip(asking.asked, batch["image_id"], answers, scenes, strict=True)
+        examine(asked._replace(image_id=image_id), said, agreement, scene, lost)
+        for asked, image_id, said, scene, lost in zip(
+            asking.asked, batch["image_id"], answers, scenes, unread, strict=True
+        )
     ]
     return asking, rows
 
@@ -158,22 +152,21 @@ def answers_of(
 
 
 def with_originals(
-    panel: Panel, rows: Sequence[Examined], compared: Sequence[tuple[int, np.ndarray]], agreement: float
+    panel: Panel, rows: list[Examined], edited: Mapping[str, np.ndarray], agreement: float
 ) -> list[Examined]:
-    """Those rows whose question is asked of the original as well, with what is said there.
-
-    compared: their numbers, and the originals.
-    """
-    if not compared:
-        return []
-    images = np.stack([image for _, image in compared])
-    chosen = [rows[number] for number, _ in compared]
-    texts = [row.question for row in chosen]
+    """The rows; those with an old question of an edited image with what is said of the original. edited: the originals
+    by image id."""
+    chosen = [number for number, row in enumerate(rows) if row.image_id in edited and row.old and row.consensus]
+    if not chosen:
+        return rows
+    images = np.stack([edited[rows[number].image_id] for number in chosen])
+    texts = [rows[number].question for number in chosen]
     target, *references = (answer(images, texts) for answer in (panel.target, *panel.references))
-    return [
-        row._replace(original_consensus=consensus_of(said, agreement), original_target_answer=answer)
-        for row, answer, said in zip(chosen, target, zip(*references, strict=True), strict=True)
-    ]
+    found = list(rows)
+    for number, answer, said in zip(chosen, target, zip(*references, strict=True), strict=True):
+        shared = consensus_of(said, agreement)
+        found[number] = rows[number]._replace(original_consensus=shared, original_target_answer=answer)
+    return found
 
 
 def make_ask(vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, studio: Studio | None) -> Ask:
@@ -184,13 +177,15 @@ def make_ask(vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, stu
     def ask_batch(images: Images, key: Array) -> Asking:
         probes = prober(vlm.params, base.params, jnp.asarray(images), key, 1)
         questions = decode(vlm, probes.questions)
-        flaws = zip(*(np.asarray(flaw)[:, 0].tolist() for flaw in (probes.overlong, probes.spoiled)), strict=True)
+        overlong = np.asarray(probes.overlong)[:, 0].tolist()
+        faults = {name: np.asarray(each).tolist() for name, each in probes.faults.items()}
         asked, shared_out = [], layout(settings.probing, len(images))
-        for i, (question, (overlong, spoiled)) in enumerate(zip(questions, flaws, strict=True)):
+        for i, question in enumerate(questions):
             channel = CHANNELS[shared_out.channels[i]]
             written = "" if channel == "question" else probes.texts[i]
-            asked.append(Asked("", question, not overlong, channel, written, shared_out.old[i], spoiled))
-        return Asking(asked, np.asarray(probes.images), probes.faults)
+            fault = next((name for name, each in faults.items() if each[i]), "")
+            asked.append(Asked("", question, not overlong[i], channel, written, shared_out.old[i], fault))
+        return Asking(asked, np.asarray(probes.images))
 
     return ask_batch
 
@@ -209,6 +204,11 @@ def load_panel(trained: str, settings: TrainConfig, temperature: float, batch_si
     )
     auditor = load_model(trained, dtype) if trained else base
     studio = Studio.load(settings.probing)
+    if studio and (auditor.config != base.config or auditor.tokenizer.get_vocab() != base.tokenizer.get_vocab()):
+        raise UserError(
+            f"the auditor {one_line(trained, 80)} is not of the architecture of {one_line(names.auditor, 80)}, which "
+            "asks the old questions; leave out --auditor"
+        )
 
     def answerer(vlm: VLM) -> Answerer:
         return Answerer.of_run(vlm, base, settings, batch_size)
@@ -281,7 +281,6 @@ def main(config: AuditConfig) -> dict[str, Any]:
         "training_seed": settings.seed,
         "instruction": settings.instruction,
         "probing": settings.probing,
-        "image_faults": found.faults,
         "agreement": settings.reward.agreement,
         "temperature": config.temperature,
         "max_question_tokens": settings.max_question_tokens,
@@ -301,8 +300,6 @@ def print_report(summary: dict[str, Any], counts: dict[str, int], folder: Path) 
     print("auditor {}, target {}, references {}".format(*map(one_line, names)))
     for line in report_lines(summary):
         print(line)
-    if any(summary["image_faults"].values()):
-        print(f"\nnew images: {reasons({name: count for name, count in summary['image_faults'].items() if count})}")
     if summary["skipped_images"]:
         print(f"\nimages skipped: {reasons(summary['skipped_images'])}")
     wrote = ", ".join(f"{name}.parquet ({count} rows)" for name, count in counts.items())

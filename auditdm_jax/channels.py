@@ -113,14 +113,26 @@ class Studio(NamedTuple):
     def render(
         self, channel: str, images: UInt8[Array, "N H W 3"], texts: Sequence[str], seeds: Sequence[int]
     ) -> tuple[UInt8[Array, "N H W 3"], Faults]:
-        """Images after their commands, or from their captions at the size of the old ones, and their faults."""
+        """Images after their commands, or from their captions, and their faults.
+
+        A generation is drawn at the size that is set, else at that of the old image, and resized to it.
+        """
         if channel == "edit":
             assert self.editor is not None
             made = self.editor.edit(images, texts, seeds)
             return made, faults_of_edits(images, made)
         assert self.generator is not None
-        made = self.generator.generate(texts, seeds, (images.shape[1], images.shape[2]))
+        own = (images.shape[1], images.shape[2])
+        made = self.generator.generate(texts, seeds, self.generator.settings.size or own)
+        if made.shape != images.shape:
+            resized = jax.image.resize(made.astype(jnp.float32), images.shape, "cubic")
+            made = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
         return made, faults_of_generations(made)
+
+    def check_size(self, size: int) -> None:
+        """Raises UserError if a pipeline cannot work with square images of a size, or at the size that is set."""
+        for renderer in filter(None, self):
+            renderer.check_size(renderer.settings.size or size)
 
 
 class Probes(NamedTuple):
@@ -128,7 +140,8 @@ class Probes(NamedTuple):
 
     prompt: of each image, [B, P]. written: the completions that are credited, [B, G, T]; texts: the same as N strings.
     images: what is asked about. questions: ids and mask [N, 1, T], ends included. empty, overlong: what was written or
-    the question is; spoiled: the new image counts for nothing. faults: how many, by "channel/fault".
+    the question is; spoiled: the new image counts for nothing. faults: why, of each of the N images; skips: what befell
+    the renderer, how often, by "channel/name".
     """
 
     prompt: Prompt
@@ -139,7 +152,8 @@ class Probes(NamedTuple):
     empty: Bool[Array, "B G"]
     overlong: Bool[Array, "B G"]
     spoiled: Bool[Array, "B G"]
-    faults: Counter[str]
+    faults: dict[str, Bool[Array, "N"]]
+    skips: Counter[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +182,7 @@ class Prober:
 
         params: of the auditor that writes, and asks new questions; base: of the one that asks old questions.
         """
-        keys = jax.random.split(key, 4)
+        keys, images = jax.random.split(key, 4), jnp.asarray(images)
         shared_out = layout(self.probing, len(images))
         channels = np.array(shared_out.channels)
         limits = np.array(self.limits)[channels]
@@ -177,7 +191,7 @@ class Prober:
         words, empty, overlong = words_of(written, self.config)
         overlong |= written.mask.sum(-1) > jnp.asarray(limits)[:, None]
         texts = texts_of(self.tokenizer, written.ids, words)
-        probed, spoiled, faults = self._render(
+        probed, faults, skips = self._render(
             shared_out,
             jnp.repeat(images, generations, axis=0),
             texts,
@@ -195,8 +209,9 @@ class Prober:
             questions,
             empty | no_question.reshape(shape),
             overlong | too_long.reshape(shape),
-            spoiled.reshape(shape),
+            jnp.stack(list(faults.values())).any(0).reshape(shape),
             faults,
+            skips,
         )
 
     def _ask(
@@ -207,31 +222,28 @@ class Prober:
 
     def _render(
         self, shared_out: Layout, images: Array, texts: list[str], usable: np.ndarray, key: Array
-    ) -> tuple[Array, Array, Counter[str]]:
-        """The N images with those of the edit and caption channels made anew, which of them are spoiled, and why."""
-        faults: Counter[str] = Counter()
-        spoiled = jnp.zeros(len(images), bool)
+    ) -> tuple[Array, dict[str, Array], Counter[str]]:
+        """The N images, those of the edit and caption channels made anew; their faults; the renderer's skips."""
+        skips: Counter[str] = Counter()
+        faults = {name: jnp.zeros(len(images), bool) for name in FAULTS}
         seeds = np.asarray(jax.random.bits(key, (len(images),))).tolist()
         generations = len(images) // len(shared_out.channels)
-        for name in ("edit", "caption"):
-            of_images = shared_out.through(name)
-            rows = (of_images[:, None] * generations + np.arange(generations)).reshape(-1).tolist()
+        for channel in ("edit", "caption"):
+            rows = (shared_out.through(channel)[:, None] * generations + np.arange(generations)).reshape(-1).tolist()
             if not rows:
                 continue
             assert self.studio is not None  # it was loaded for these channels
-            renderer = self.studio.editor if name == "edit" else self.studio.generator
+            renderer = self.studio.editor if channel == "edit" else self.studio.generator
             assert renderer is not None
-            before = renderer.counts.copy()
-            made, flaws = self.studio.render(
-                name, images[jnp.array(rows)], [texts[i] if usable[i] else "" for i in rows], [seeds[i] for i in rows]
-            )
-            for fault in FAULTS:
-                faults[f"{name}/{fault}"] = int((getattr(flaws, fault) & jnp.asarray(usable[rows])).sum())
-            for skip in SKIPS:
-                faults[f"{name}/{skip.replace(' ', '_')}"] = renderer.counts[skip] - before[skip]
-            images = images.at[jnp.array(rows)].set(made)
-            spoiled = spoiled.at[jnp.array(rows)].set(flaws.collapsed | flaws.no_effect | flaws.drifted)
-        return images, spoiled, faults
+            before, places = renderer.counts.copy(), jnp.array(rows)
+            wanted = [texts[row] if usable[row] else "" for row in rows]
+            made, flaws = self.studio.render(channel, images[places], wanted, [seeds[row] for row in rows])
+            images = images.at[places].set(made)
+            for name in FAULTS:
+                faults[name] = faults[name].at[places].set(getattr(flaws, name) & jnp.asarray(usable[rows]))
+            for name in SKIPS:
+                skips[f"{channel}/{name.replace(' ', '_')}"] = renderer.counts[name] - before[name]
+        return images, faults, skips
 
     def _questions(
         self,

@@ -97,15 +97,25 @@ def collect_probes(
     prober: Prober,
 ) -> tuple[Batch, Float[Array, "A"], dict[str, Array], dict[str, Array]]:
     """As `collect`, through all of the run's channels: only what was written for the channel is rewarded."""
+    images = jnp.asarray(images)
     current = auditor_params(trained.auditor, frozen.auditor)
     probes = prober(current, frozen.auditor, images, key, settings.grpo.num_generations)
     shape = probes.empty.shape
     flaws = {"question_empty": probes.empty, "question_overlong": probes.overlong, "image_spoiled": probes.spoiled}
     flaws = {name: flaw.reshape(-1, 1) for name, flaw in flaws.items()}
     # One question for each of the N images.
+    written = jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), probes.written)
     rewarded = _rewarded if translate else _rewarded_compiled
     outcome, rewards, archive = rewarded(
-        frozen, cast, probes.images, probes.questions, flaws, trained.archive, settings=settings, translate=translate
+        frozen,
+        cast,
+        probes.images,
+        probes.questions,
+        flaws,
+        written,
+        trained.archive,
+        settings=settings,
+        translate=translate,
     )
     outcome, rewards = jax.tree.map(lambda x: x.reshape(shape), (outcome, rewards))
     metrics = asked_metrics(outcome, rewards, probes.written)
@@ -115,7 +125,9 @@ def collect_probes(
         if len(rows):
             shares = {"claimed": outcome.claimed, "spoiled": outcome.spoiled, "reward": rewards}
             metrics |= {f"{name}/{share}": value[rows].mean() for share, value in shares.items()}
-    metrics |= {name: jnp.float32(count) for name, count in probes.faults.items()}
+        if len(rows) and name != "question":
+            metrics |= {f"{name}/{fault}": each.reshape(shape)[rows].sum() for fault, each in probes.faults.items()}
+    metrics |= {name: jnp.float32(count) for name, count in probes.skips.items()}
     ids, mask = (x.reshape(*shape, -1) for x in (probes.questions.ids, probes.questions.mask))
     record = {"question_ids": ids, "question_mask": mask, "images": probes.images, **recorded(outcome)}
     signal = ~zero_signal(outcome.reward)
@@ -128,6 +140,7 @@ def _rewarded(
     images: Array,
     questions: Completions,
     flaws: dict[str, Array],
+    written: Completions,
     archive: Array,
     *,
     settings: StepSettings,
@@ -135,7 +148,7 @@ def _rewarded(
 ) -> tuple[Outcome, Array, Array]:
     words, _, _ = words_of(questions, cast.auditor.config)
     outcome = examine(frozen, cast, images, (questions.ids, words), flaws, settings, translate)
-    return outcome, *diversified(outcome, questions, archive, settings.reward)
+    return outcome, *diversified(outcome, written, archive, settings.reward)
 
 
 _rewarded_compiled = jax.jit(_rewarded, static_argnames=("settings", "translate"))

@@ -127,6 +127,11 @@ class Renderer:
     def _check(self, images: int, prompts: int, seeds: int, size: Size) -> None:
         if not images == prompts == seeds:
             raise UserError(f"{images} images, {prompts} prompts and {seeds} seeds; give one of each an image")
+        self.check_size(size)
+
+    def check_size(self, size: int | Size) -> None:
+        """Raises UserError for a size, height and width, that the pipeline cannot work at."""
+        size = _pair(size)
         factor = self.pipeline.vae_scale_factor
         # A transformer takes the latents in patches of 2; a UNet's pipeline insists on 8 pixels.
         needed = math.lcm(factor, 8) if hasattr(self.pipeline, "unet") else factor * 2

@@ -51,7 +51,10 @@ SCHEMA = pa.schema(
         ("channel", pa.string()),
         ("written", pa.string()),
         ("original", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("old", pa.bool_()),
+        ("outcome", pa.string()),
         ("original_target_answer", pa.string()),
+        ("original_consensus", pa.string()),
         ("flipped", pa.bool_()),
     ]
 )
@@ -100,7 +103,10 @@ class Discovery(NamedTuple):
     seed: int = 0
     channel: str = "question"
     written: str = ""
+    old: bool = False
+    outcome: str = ""
     original_target_answer: str = ""
+    original_consensus: str = ""
     flipped: bool = False
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from auditdm_jax.answers import normalize
-from auditdm_jax.scenes.language import UNCLEAR
+from auditdm_jax.scenes.language import UNCLEAR, parse
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.world import Scene
 from auditdm_jax.taxonomy import answer_kind, question_label
@@ -31,11 +31,15 @@ OUTCOMES = {
 (`reward.Outcome`), where nobody can tell which questions parse."""
 
 
+UNREAD = "image not read"
+"""Condition of a question about a new image that shows no scene of the world any more."""
+
+
 class Asked(NamedTuple):
     """What the auditor asked of one image, and by which channel.
 
     ended: within the tokens allowed, like the command or caption `written` from which a new image was made. old: the
-    question was written for the original image. spoiled: the new image counts for nothing.
+    question was written for the original image. spoiled: why the new image counts for nothing.
     """
 
     image_id: str
@@ -44,7 +48,7 @@ class Asked(NamedTuple):
     channel: str = "question"
     written: str = ""
     old: bool = False
-    spoiled: bool = False
+    spoiled: str = ""
 
 
 class Answers(NamedTuple):
@@ -60,7 +64,7 @@ class Examined(NamedTuple):
 
     consensus: "" where there is none. oracle_answer: "" without an oracle, or where the scene has no answer.
     answerable: the question has an answer (known to the oracle, or else a consensus), so it counts in the rate of its
-    failure type, skill and condition. channel, written, old: as `Asked` has them. original_consensus,
+    failure type, skill and condition. channel, written, old, spoiled: as `Asked` has them. original_consensus,
     original_target_answer: of an edited image with an old question, what was said of the original.
     """
 
@@ -79,6 +83,7 @@ class Examined(NamedTuple):
     channel: str = "question"
     written: str = ""
     old: bool = False
+    spoiled: str = ""
     original_consensus: str = ""
     original_target_answer: str = ""
 
@@ -95,7 +100,7 @@ class Examined(NamedTuple):
 
     @property
     def flipped(self) -> bool:
-        """Whether such an edit turned the target's answer, and not the references'."""
+        """Whether such an edit turned the target's answer, or made it say nothing, and not the references'."""
         return self.comparable and self.outcome != "agreed"
 
 
@@ -125,11 +130,19 @@ def consensus_of(answers: Sequence[str], agreement: float) -> str:
     return shared if shared is not None and shared != UNCLEAR else ""
 
 
-def examine(asked: Asked, answers: Answers, agreement: float, scene: Scene | None = None) -> Examined:
-    """What became of one question. scene: the truth, where it is known."""
+def examine(
+    asked: Asked, answers: Answers, agreement: float, scene: Scene | None = None, unread: bool = False
+) -> Examined:
+    """What became of one question. scene: the truth, where it is known. unread: the new image was one of the world's
+    scenes, and shows none now: the verifier judges, and the question's own words name its skill."""
     consensus = consensus_of(answers.references, agreement)
     shared = normalize(consensus)
-    if scene is None:
+    if unread:
+        found = parse(asked.question)
+        truth, skill, condition = "", found[0] if found else "", UNREAD
+        parsed, answerable = found is not None, bool(consensus)
+        confirmed = normalize(answers.verifier) == shared
+    elif scene is None:
         truth, skill, condition = "", question_label(asked.question), answer_kind(consensus)
         parsed, answerable = "?" in asked.question, bool(consensus)
         confirmed = normalize(answers.verifier) == shared
@@ -166,4 +179,5 @@ def examine(asked: Asked, answers: Answers, agreement: float, scene: Scene | Non
         channel=asked.channel,
         written=asked.written,
         old=asked.old,
+        spoiled=asked.spoiled,
     )

@@ -103,7 +103,9 @@ def load_pipeline(path_or_hub_id: str | Path, settings: RenderSettings) -> tuple
     gpu = torch.cuda.is_available()
     device = settings.device or ("cuda" if gpu else "cpu")
     if device.startswith("cuda") and not gpu:
-        raise UserError(f"device is {device}, and this torch sees no GPU; leave it out to render on the CPU")
+        raise UserError(
+            f"device is {one_line(device, 40)}, and this torch sees no GPU; leave it out to render on the CPU"
+        )
     if settings.cpu_offload and not (device.startswith("cuda") and find_spec("accelerate")):
         raise UserError("cpu_offload needs a GPU that torch sees, and the package accelerate; leave it out")
     dtype = getattr(torch, settings.dtype or ("float32" if device == "cpu" else "bfloat16"))
@@ -151,7 +153,9 @@ def _directory_of(path_or_hub_id: str | Path) -> Path:
         return path
     name = str(path_or_hub_id)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"no pipeline directory {name}; give an existing directory or a hub id such as owner/name")
+        raise UserError(
+            f"no pipeline directory {one_line(name, 80)}; give an existing directory or a hub id such as owner/name"
+        )
     from huggingface_hub import hf_hub_download
 
     try:
@@ -161,7 +165,9 @@ def _directory_of(path_or_hub_id: str | Path) -> Path:
         raise
     except Exception as error:  # the hub client has many error types, and each message is long
         reason = one_line(error, 160) or type(error).__name__
-        raise UserError(f"cannot fetch {name} ({reason}); check the name, the network and your access") from None
+        raise UserError(
+            f"cannot fetch {one_line(name, 80)} ({reason}); check the name, the network and your access"
+        ) from None
 
 
 def _check_index(directory: Path) -> str:

@@ -45,7 +45,8 @@ class Frozen:
 
 @flax.struct.dataclass
 class AuditState:
-    """Everything a training step reads; `trained` is donated to it, `frozen` is never copied."""
+    """Everything a training step reads; `frozen` is never copied, and `trained` is donated to a step that is one
+    compiled function."""
 
     trained: Trained
     frozen: Frozen

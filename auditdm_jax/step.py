@@ -89,7 +89,7 @@ def resampling_step(
     batch, archive, asked, record = ask_once(trained, frozen, images, key)
     metrics = [asked]
     while draw is not None and len(metrics) <= settings.grpo.max_resamples and not batch.signal.all():
-        key = jax.random.fold_in(key, len(metrics))
+        key = jax.random.fold_in(key, 2**31 + len(metrics))  # apart from the draws within a batch
         other, archive, asked, _ = ask_once(replace(trained, archive=archive), frozen, draw(), key)
         batch = refill(batch, other)
         metrics.append(asked)

@@ -6,7 +6,7 @@ from typing import Any
 
 from auditdm_jax.config import CHANNELS
 from auditdm_jax.errors import one_line
-from auditdm_jax.outcomes import OUTCOMES, Examined
+from auditdm_jax.outcomes import OUTCOMES, UNREAD, Examined
 from auditdm_jax.taxonomy import FailureType, Rate, rate_of, tally
 
 ENOUGH = 10
@@ -30,6 +30,13 @@ def success(rows: Sequence[Examined]) -> dict[str, Any]:
     }
 
 
+def sensitivity(rows: Sequence[Examined]) -> dict[str, Any]:
+    """Of the edits that left the references' answer as it was, which the target gave too, how many turned the target's,
+    with the 95 % Wilson interval."""
+    pairs = [row for row in rows if row.comparable]
+    return rate_of(sum(row.flipped for row in pairs), len(pairs))._asdict()
+
+
 def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict[str, Any]:
     """The numbers of summary.json. Failure types and skills count questions that have an answer, and their
     verified failures."""
@@ -38,7 +45,6 @@ def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict
     types = tally([f"{row.skill}/{row.condition}" for row in counted], failed)
     skills = tally([row.skill for row in counted], failed)
     before, after = success(prompt_only), success(rows)
-    pairs = [row for row in rows if row.comparable]
     channels = [name for name in CHANNELS if any(row.channel == name for row in rows)]
     gain = after["verified"]["rate"] / before["verified"]["rate"] if before["verified"]["count"] else None
     return after | {
@@ -49,7 +55,9 @@ def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict
             | {"prompt_only": success([row for row in prompt_only if row.channel == name])}
             for name in channels
         },
-        "sensitivity": rate_of(sum(row.flipped for row in pairs), len(pairs))._asdict(),
+        "sensitivity": sensitivity(rows) | {"prompt_only": sensitivity(prompt_only)},
+        "new_images_not_read": sum(row.condition == UNREAD for row in rows),
+        "image_faults": dict(Counter(f"{row.channel}/{row.spoiled}" for row in rows if row.spoiled)),
         "skills_found": sum(skill.failures >= ENOUGH for skill in skills),
         "failure_types": [kind._asdict() for kind in types],
         "skills": [skill._asdict() for skill in skills],
@@ -60,6 +68,8 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
     """The summary for the terminal; model-written names are made safe to print."""
     trained = summary["auditor"]["trained"]
     judge = "the oracle" if summary["verified_by"] == "oracle" else "the verifier"
+    if unread := summary["new_images_not_read"]:
+        judge += f" ({unread} new images that nobody could read: by the verifier)"
     yield f"{'':<12}{'images':>7}   {'claimed':<24}verified by {judge}"
     channels = summary["channels"] if list(summary["channels"]) != ["question"] else {}
     for channel, both in {"": summary, **channels}.items():
@@ -75,12 +85,13 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
     yield f"{summary['images']} questions, {summary['answerable']} of them with an answer: " + ", ".join(
         f"{n} {name.replace('_', ' ')}" for name, n in summary["outcomes"].items() if n
     )
-    pairs = Rate(**summary["sensitivity"])
     if "edit" in channels:
-        yield (
-            f"{pairs.count} of {pairs.n} edits that left the references' answer as it was turned the target's: "
-            f"{_interval(pairs)}"
-        )
+        before = summary["sensitivity"]["prompt_only"]
+        for name, pairs in {"prompt-only": before, **({"trained": summary["sensitivity"]} if trained else {})}.items():
+            rate = Rate(**{key: pairs[key] for key in Rate._fields})
+            yield f"sensitivity, {name}: {rate.count} of {rate.n} harmless edits turned the answer, {_interval(rate)}"
+    if summary["image_faults"]:
+        yield "new images spoiled: " + ", ".join(f"{n} {name}" for name, n in summary["image_faults"].items())
     yield f"{summary['skills_found']} skills with {ENOUGH} or more verified failures"
     yield ""
     types = [FailureType(**kind) for kind in summary["failure_types"]]

@@ -12,11 +12,12 @@ import numpy as np
 import optax
 
 from auditdm_jax.answers import text_answer_id, token_bytes
-from auditdm_jax.channels import Prober, Studio, instructions_of
+from auditdm_jax.channels import Prober, Studio, instructions_of, layout
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.collect import Questions, StepSettings, Translate
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons
+from auditdm_jax.errors import UserError
 from auditdm_jax.files import atomic_folder
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
@@ -30,6 +31,7 @@ from auditdm_jax.state import Auditor, AuditState, Cast, Frozen, Role, Trained
 from auditdm_jax.step import make_step
 
 ARCHIVE_SIZE = 4096
+PROBE_DRAWS = 2**31
 
 
 class Players(NamedTuple):
@@ -102,8 +104,9 @@ def retokenizer(players: Players) -> Translate:
 
 def step_settings(config: TrainConfig) -> StepSettings:
     grpo = config.grpo
+    updates = config.steps * grpo.num_iterations
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, grpo.learning_rate, max(1, config.steps // 10), max(2, config.steps), grpo.learning_rate / 20
+        0.0, grpo.learning_rate, max(1, updates // 10), max(2, updates), grpo.learning_rate / 20
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(grpo.max_grad_norm), optax.adamw(schedule, b2=0.99, weight_decay=0.0)
@@ -179,12 +182,16 @@ def train(config: TrainConfig) -> Path:
     source, held_out = open_source(config, size, "train"), open_source(config, size, "heldout")
     cast = cast_of(players, instructions_of(config))
     studio = Studio.load(config.probing)
+    if studio:
+        studio.check_size(size)
+        used_by_all(config)
     prober = studio and Prober.of_run(config, players.auditor, cast.auditor.prompts, config.grpo.temperature, studio)
     # Only now, when all that was named has been found, may an earlier run give way.
     if config.overwrite and not config.resume:
         for part in ("checkpoints", "auditor", "audit", "rectify"):
             shutil.rmtree(run / part, ignore_errors=True)
-    may_differ = ("steps", "resume", "overwrite", "checkpoint_every", "out")
+    resources = (f"probing.render.{name}" for name in ("device", "micro_batch_size", "cpu_offload"))
+    may_differ = ("steps", "resume", "overwrite", "checkpoint_every", "out", *resources)
     checkpoints = Checkpointer(run, asdict(config), may_differ=may_differ, fresh=not config.resume)
     first = 0
     if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
@@ -217,6 +224,17 @@ def train(config: TrainConfig) -> Path:
     return run
 
 
+def used_by_all(config: TrainConfig) -> None:
+    """Raises UserError if a batch has too few images for one of the channels."""
+    shared_out = layout(config.probing, config.images_per_step)
+    for channel in config.probing.channels:
+        if not len(shared_out.through(channel)):
+            raise UserError(
+                f"of {config.images_per_step} images a step none goes through the channel {channel}; raise "
+                "--images-per-step or its weight, or leave it out"
+            )
+
+
 def input_size(players: Players) -> int:
     """Images are read at the largest size any model takes; the others resample on the device."""
     return max(vlm.config.vision.image_size for vlm in (players.auditor, players.target, *players.references))
@@ -224,7 +242,9 @@ def input_size(players: Players) -> int:
 
 def probe(step, state: AuditState, batch: dict, auditor: VLM) -> dict[str, float]:
     """Claimed and, for scenes, verified success on held-out images: a step whose update is thrown away."""
-    copy = replace(state, trained=jax.tree.map(jnp.copy, state.trained))  # the step donates what it is given
+    trained = jax.tree.map(jnp.copy, state.trained)  # the step donates what it is given
+    # With draws apart from those of the next step.
+    copy = replace(state, trained=replace(trained, key=jax.random.fold_in(trained.key, PROBE_DRAWS)))
     _, metrics, record = step(copy, batch["image"])
     shares = verified(record, batch, auditor) if "scene" in batch else {}
     return {f"heldout/{name}": value for name, value in shares.items()} | {

@@ -288,14 +288,15 @@ def test_sensitivity_counts_edits_that_leave_the_answer_as_it_was():
     ]
     assert [row.comparable for row in rows] == [True] * 3 + [False] * 3
     assert [row.flipped for row in rows] == [False, True, True, False, False, False]
-    summary = summarize(rows, rows)
+    summary = summarize(rows, rows[:4])
     assert (summary["sensitivity"]["count"], summary["sensitivity"]["n"]) == (2, 3)
+    assert summary["sensitivity"]["prompt_only"]["n"] == 3
     assert summary["channels"]["edit"]["images"] == 6
     assert list(summary["channels"]) == ["edit"]
 
 
 def test_a_spoiled_image_is_an_outcome_of_its_own():
-    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", spoiled=True)
+    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", spoiled="drifted")
     row = examine(asked, Answers("blue", ("red",), "red"), 1.0)
     assert (row.outcome, row.claimed, row.verified, row.answerable) == ("spoiled", False, False, False)
 

@@ -32,7 +32,10 @@ def test_round_trip(written):
     assert found.rows[1]._asdict() == {
         "channel": "question",
         "written": "",
+        "old": False,
+        "outcome": "claimed",
         "original_target_answer": "",
+        "original_consensus": "",
         "flipped": False,
         "image_id": "photos/1.png",
         "question": "how many \x1b[31mdogs?",
