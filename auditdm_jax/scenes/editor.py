@@ -54,11 +54,11 @@ class EditorTraining:
     seed: int = 8
     vae_steps: int = 1200
     """Steps of the whole autoencoder."""
-    decoder_steps: int = 4500
+    decoder_steps: int = 7500
     """Steps of its decoder alone."""
     vae_images: int = 8
     vae_rate: float = 0.02
-    steps: int = 6000
+    steps: int = 6200
     """Steps of the transformer and the text encoders."""
     edits: int = 64
     """Edits in a step."""
@@ -250,7 +250,8 @@ def card(training: EditorTraining, pipeline: Any, result: Exam) -> str:
         f"It carries out edit commands in 64x64 scenes, and draws scenes from captions. {count:,} parameters, "
         "bfloat16, trained from nothing on the CPU.",
         "",
-        f"- Autoencoder: {training.vae_steps} steps of {training.vae_images} pictures of random cells.",
+        f"- Autoencoder: {training.vae_steps} steps of {training.vae_images} pictures of random cells, "
+        f"{training.decoder_steps} more of its decoder alone.",
         f"- Transformer and text encoders: {training.steps} steps of {training.edits} edits and {training.captions} "
         f"captions, Muon, peak rate {training.rate}, seed {training.seed}.",
         f"- Defaults, in {SETTINGS_FILE}: {', '.join(f'{name} {value}' for name, value in RENDERING.items())}.",
