@@ -111,8 +111,9 @@ def load_pipeline(path_or_hub_id: str | Path, settings: RenderSettings) -> tuple
     dtype = getattr(torch, settings.dtype or ("float32" if device == "cpu" else "bfloat16"))
     directory = _directory_of(path_or_hub_id)
     name = _check_index(directory)
-    try:
-        with quiet() as messages:
+    failure = None
+    with quiet() as messages:
+        try:
             parts = {}
             if name == "QwenImageEditPipeline":
                 parts["processor"] = StillImageProcessor.from_pretrained(directory / "processor")
@@ -126,16 +127,19 @@ def load_pipeline(path_or_hub_id: str | Path, settings: RenderSettings) -> tuple
                 pipeline.enable_model_cpu_offload(device=device)
             else:
                 pipeline.to(device)
-    except Exception as error:  # a missing file, a damaged one and a wrong shape come as many error types
-        if is_out_of_memory(error):
-            raise UserError(f"not enough memory to load {directory}; set cpu_offload or a smaller dtype") from None
-        raise UserError(
-            f"the pipeline in {directory} cannot be loaded ({one_line(error, 200)}); copy all of its files again"
-        ) from None
+        except Exception as error:  # a missing file, a damaged one and a wrong shape come as many error types
+            failure = error
+    if failure is not None and is_out_of_memory(failure):
+        raise UserError(f"not enough memory to load {directory}; set cpu_offload or a smaller dtype")
     for message in messages:
-        if "newly initialized" in message:  # both libraries would only log this, and render noise
+        # Both libraries would only log this, and render noise; with accelerate, a part without values fails to move.
+        if "newly initialized" in message:
             report = one_line(message.replace(str(directory), ""), 200)
             raise UserError(f"weights are missing in {directory} ({report}); copy all of its files again")
+    if failure is not None:
+        raise UserError(
+            f"the pipeline in {directory} cannot be loaded ({one_line(failure, 200)}); copy all of its files again"
+        )
     return pipeline, device
 
 

@@ -1,6 +1,7 @@
 """Dynamic sampling: what replaces groups without signal, when it stops, and that it compiles once."""
 
 import dataclasses
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,21 @@ def test_without_further_images_there_is_one_batch(parts):
     assert int(state.trained.step) == int(other.trained.step) == 1
 
 
-def test_any_number_of_batches_is_compiled_once(parts):
+@pytest.fixture
+def compilations():
+    """How often each function was compiled during the test, by its name."""
+    counts = Counter()
+
+    def listen(event, _, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counts[about["fun_name"]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield counts
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_any_number_of_batches_is_compiled_once(parts, compilations):
     cast, settings, _, _, images = parts
     ask_once, counts = make_step(cast, settings).keywords["ask_once"], []
     update.clear_cache()
@@ -122,4 +137,4 @@ def test_any_number_of_batches_is_compiled_once(parts):
         state, metrics, _ = resampling_step(state, images, lambda: images, ask_once=ask, cast=cast, settings=settings)
         counts.append(metrics["sampling/batches"])
     assert counts == [3, 1, 2]
-    assert [compiled._cache_size() for compiled in (ask_once, refill, update)] == [1, 1, 1]
+    assert [compilations[f"jit({name})"] for name in ("collect", "refill", "update")] == [1, 1, 1]
