@@ -26,8 +26,8 @@ from auditdm_jax.evals import Answerer
 from auditdm_jax.files import write_json
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Answers, Asked, Examined, examine
-from auditdm_jax.prompts import PromptTemplate, instruction_template
-from auditdm_jax.rollout import ask, decode
+from auditdm_jax.prompts import instruction_prompts
+from auditdm_jax.rollout import ask, decode, prompt_rows
 from auditdm_jax.runs import audit_settings
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.zoo_paths import load_model
@@ -111,14 +111,15 @@ def question_batch(auditor: Ask, panel: Panel, batch: dict, key: Array, agreemen
     ]
 
 
-def make_ask(vlm: VLM, template: PromptTemplate, max_new_tokens: int, temperature: float) -> Ask:
+def make_ask(vlm: VLM, instruction: str, max_new_tokens: int, temperature: float) -> Ask:
     """One sampled question an image."""
+    prompts = instruction_prompts(vlm, [instruction])
 
     def ask_batch(images: Images, key: Array) -> list[tuple[str, bool]]:
         done = ask(
             vlm.params,
             vlm.config,
-            template,
+            prompt_rows(prompts, jnp.zeros(len(images), jnp.int32)),
             images,
             key,
             num_generations=1,
@@ -143,21 +144,15 @@ def load_panel(trained: str, settings: TrainConfig, temperature: float, batch_si
     target, verifier, *references = (
         load_model(name, dtype) for name in (names.target, names.verifier, *names.references)
     )
-    template = instruction_template(base, settings.instruction)
-    sampling = (settings.max_question_tokens, temperature)
-    before, auditor = make_ask(base, template, *sampling), base
-    if trained:
-        auditor = load_model(trained, dtype)
-        own = instruction_template(auditor, settings.instruction)
-        # The very same template, if the tokens are the same: both auditors then share one compiled program.
-        template = template if np.array_equal(own.prefix_ids, template.prefix_ids) else own
+    sampling = (settings.instruction, settings.max_question_tokens, temperature)
+    auditor = load_model(trained, dtype) if trained else base
 
     def answerer(vlm: VLM) -> Answerer:
         return Answerer.of_run(vlm, base, settings, batch_size)
 
     panel = Panel(
-        make_ask(auditor, template, *sampling),
-        before if trained else None,
+        make_ask(auditor, *sampling),
+        make_ask(base, *sampling) if trained else None,
         answerer(target),
         tuple(answerer(vlm) for vlm in references),
         answerer(verifier),

@@ -5,6 +5,7 @@ template with the image before the question. `PromptTemplate` holds the same for
 question, so that a sampled question becomes a prompt on the device, without a string.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -152,3 +153,12 @@ def instruction_template(vlm: "VLM", instruction: str) -> PromptTemplate:
         text = answer_text(vlm.config.family, vlm.processor, instruction)
     expanded = expanded_text(vlm.config.family, vlm.processor, text)
     return _with_image(vlm, PromptTemplate(token_ids(vlm.tokenizer, expanded), np.zeros(0, np.int32)))
+
+
+def instruction_prompts(vlm: "VLM", instructions: Sequence[str]) -> Prompt:
+    """An auditor's prompts, an image and one instruction each: [C, P], padded on the left to the longest."""
+    rows = [instruction_template(vlm, instruction).prefix_ids for instruction in instructions]
+    width = max(map(len, rows))
+    ids = np.stack([np.pad(row, (width - len(row), 0), constant_values=vlm.config.pad_token_id) for row in rows])
+    lengths = np.array([len(row) for row in rows])
+    return Prompt(jnp.asarray(ids), jnp.asarray(np.arange(width) >= width - lengths[:, None]))

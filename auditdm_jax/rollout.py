@@ -9,21 +9,20 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import QUESTION_INSTRUCTION, PromptTemplate, instruction_template, texts_of
+from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts, texts_of
 from auditdm_jax.sampling import Completions, Prompt, completion_logps, sample
 
 
-def instruction_prompt(template: PromptTemplate, batch: int) -> Prompt:
-    """The same instruction for each of `batch` images: [B, P]."""
-    ids = jnp.broadcast_to(jnp.asarray(template.prefix_ids, jnp.int32), (batch, len(template.prefix_ids)))
-    return Prompt(input_ids=ids, attention_mask=jnp.ones(ids.shape, bool))
+def prompt_rows(prompts: Prompt, rows: Int[Array, "B"]) -> Prompt:
+    """The prompt of each image, [B, P]: that of the given number among the auditor's [C, P]."""
+    return Prompt(prompts.input_ids[rows], prompts.attention_mask[rows])
 
 
-@partial(jax.jit, static_argnames=("config", "template", "num_generations", "max_new_tokens", "temperature"))
+@partial(jax.jit, static_argnames=("config", "num_generations", "max_new_tokens", "temperature"))
 def ask(
     params,
     config: VLMConfig,
-    template: PromptTemplate,
+    prompt: Prompt,
     images: UInt8[Array, "B H W 3"],
     key: Array,
     *,
@@ -31,12 +30,12 @@ def ask(
     max_new_tokens: int,
     temperature: float,
 ) -> Completions:
-    """G questions an image, [B, G, T], sampled at a temperature; the image and instruction are computed once."""
+    """G completions of each image's prompt, [B, G, T], sampled at a temperature; image and prompt are computed once."""
     features = encode_images(params, config, preprocess_on_device(config, images))
     return sample(
         params,
         config,
-        instruction_prompt(template, images.shape[0]),
+        prompt,
         features,
         key,
         num_generations=num_generations,
@@ -48,7 +47,7 @@ def ask(
 def question_logps(
     params,
     config: VLMConfig,
-    template: PromptTemplate,
+    prompt: Prompt,
     images: UInt8[Array, "B H W 3"],
     ids: Int[Array, "B G T"],
     mask: Bool[Array, "B G T"],
@@ -58,7 +57,6 @@ def question_logps(
 ) -> Float[Array, "B G T"]:
     """Log-probabilities of questions already asked (nats, at the sampling temperature), differentiable in params."""
     features = encode_images(params, config, preprocess_on_device(config, images))
-    prompt = instruction_prompt(template, images.shape[0])
     return completion_logps(params, config, prompt, features, ids, mask, temperature=temperature, remat=remat)
 
 
@@ -74,7 +72,7 @@ def ask_many(
     batch_size: int = 128,
 ) -> list[list[str]]:
     """G questions as text for each of N images (uint8 [N, H, W, 3]), in compiled batches of one shape."""
-    template = instruction_template(vlm, instruction)
+    prompt = prompt_rows(instruction_prompts(vlm, [instruction]), jnp.zeros(batch_size, jnp.int32))
     questions: list[str] = []
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size]
@@ -82,7 +80,7 @@ def ask_many(
         padded[: len(chunk)] = chunk
         key = jax.random.fold_in(jax.random.key(seed), start)
         settings = dict(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
-        done = ask(vlm.params, vlm.config, template, padded, key, **settings)
+        done = ask(vlm.params, vlm.config, prompt, padded, key, **settings)
         questions += decode(vlm, done)[: len(chunk) * num_generations]
     return [questions[i : i + num_generations] for i in range(0, len(questions), num_generations)]
 

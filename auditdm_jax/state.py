@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from auditdm_jax.answers import TokenBytes
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.prompts import PromptTemplate
+from auditdm_jax.sampling import Prompt
 
 Params = Any
 
@@ -60,9 +61,17 @@ class Role:
 
 
 @flax.struct.dataclass
-class Cast:
-    """The roles of a run: the auditor (its template holds the instruction), the target, the R references."""
+class Auditor:
+    """How the auditor is spoken to: its static configuration and a prompt for each of its C channels."""
 
-    auditor: Role
+    config: VLMConfig = flax.struct.field(pytree_node=False)
+    prompts: Prompt
+
+
+@flax.struct.dataclass
+class Cast:
+    """The roles of a run: the auditor, the target, the R references."""
+
+    auditor: Auditor
     target: Role
     references: tuple[Role, ...]

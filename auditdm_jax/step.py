@@ -18,13 +18,13 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from auditdm_jax.answers import answer_ids, text_answer_id
 from auditdm_jax.config import GRPO, Reward
 from auditdm_jax.models import lora
-from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
+from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.policy_gradient import expected_zero_signal, policy_gradient_loss, zero_signal
 from auditdm_jax.prompts import fill
 from auditdm_jax.reward import Outcome, disagreement, novelty_weights, question_ngrams
-from auditdm_jax.rollout import ask, question_logps
-from auditdm_jax.sampling import Completions, sample
-from auditdm_jax.state import AuditState, Cast, Frozen, Params, Role, Trained
+from auditdm_jax.rollout import ask, prompt_rows, question_logps
+from auditdm_jax.sampling import Completions, Prompt, sample
+from auditdm_jax.state import Auditor, AuditState, Cast, Frozen, Params, Role, Trained
 
 ABSTENTION = "unclear"
 
@@ -96,7 +96,8 @@ def audit_step(
     batch, archive, asked, record = collect(
         trained, frozen, images, key, cast=cast, settings=settings, translate=translate
     )
-    trained, metrics = update(trained, frozen, cast.auditor, batch, settings)
+    prompt = question_prompt(cast.auditor, len(images))
+    trained, metrics = update(trained, frozen, cast.auditor.config, prompt, batch, settings)
     return AuditState(replace(trained, archive=archive), frozen), metrics | asked, record
 
 
@@ -124,7 +125,8 @@ def resampling_step(
         batch = refill(batch, other)
         metrics.append(asked)
     batch = batch._replace(rewards=jnp.where(batch.signal[:, None], batch.rewards, jnp.nan))
-    trained, updated = update(trained, frozen, cast.auditor, batch, settings)
+    prompt = question_prompt(cast.auditor, len(images))
+    trained, updated = update(trained, frozen, cast.auditor.config, prompt, batch, settings)
     updated |= {name: sum(asked[name] for asked in metrics) / len(metrics) for name in metrics[0]}
     updated |= {"sampling/batches": len(metrics), "sampling/groups_with_signal": batch.signal.mean()}
     return AuditState(replace(trained, archive=archive), frozen), updated, record
@@ -152,7 +154,7 @@ def collect(
     questions = ask(
         auditor_params(trained.auditor, frozen.auditor),
         cast.auditor.config,
-        cast.auditor.template,
+        question_prompt(cast.auditor, len(images)),
         images,
         key,
         num_generations=settings.grpo.num_generations,
@@ -171,6 +173,11 @@ def collect(
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "claimed": outcome.claimed}
     record |= {"target_id": outcome.target_id, "consensus_id": outcome.consensus_id}
     return Batch(images, questions, rewards, ~without), archive, metrics, record
+
+
+def question_prompt(auditor: Auditor, images: int) -> Prompt:
+    """The auditor's first prompt, for each of so many images: [B, P]."""
+    return prompt_rows(auditor.prompts, jnp.zeros(images, jnp.int32))
 
 
 def auditor_params(trainable: Params, base: Params) -> Params:
@@ -239,18 +246,19 @@ def diversified(
     return outcome.reward * weights, archive
 
 
-@partial(jax.jit, static_argnames=("settings",))
+@partial(jax.jit, static_argnames=("config", "settings"))
 def update(
     trained: Trained,
     frozen: Frozen,
-    auditor: Role,
+    config: VLMConfig,
+    prompt: Prompt,
     batch: Batch,
     settings: StepSettings,
 ) -> tuple[Trained, dict[str, Array]]:
     """`num_iterations` policy-gradient updates with one batch of questions and their rewards."""
     convention, temperature = settings.grpo.convention(), settings.grpo.temperature
     questions = batch.questions
-    arguments = (auditor.config, auditor.template, batch.images, questions.ids, questions.mask)
+    arguments = (config, prompt, batch.images, questions.ids, questions.mask)
     logps_of = partial(question_logps, temperature=temperature, remat=settings.remat)
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     ref_logps = logps_of(frozen.auditor, *arguments) if convention.beta else None

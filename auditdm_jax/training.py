@@ -18,11 +18,11 @@ from auditdm_jax.files import atomic_folder
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import instruction_template, padded, template_for, texts_of
+from auditdm_jax.prompts import instruction_prompts, padded, template_for, texts_of
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.zoo_paths import load_model
-from auditdm_jax.state import AuditState, Cast, Frozen, Role, Trained
+from auditdm_jax.state import Auditor, AuditState, Cast, Frozen, Role, Trained
 from auditdm_jax.step import Questions, StepSettings, Translate, make_step
 
 ARCHIVE_SIZE = 4096
@@ -54,13 +54,13 @@ def load_players(config: TrainConfig) -> Players:
 def cast_of(players: Players, instruction: str) -> Cast:
     """How each model is spoken to."""
 
-    def role(vlm: VLM, template) -> Role:
-        return Role(vlm.config, template, token_bytes(vlm.tokenizer))
+    def role(vlm: VLM) -> Role:
+        return Role(vlm.config, template_for(vlm), token_bytes(vlm.tokenizer))
 
     return Cast(
-        role(players.auditor, instruction_template(players.auditor, instruction)),
-        role(players.target, template_for(players.target)),
-        tuple(role(vlm, template_for(vlm)) for vlm in players.references),
+        Auditor(players.auditor.config, instruction_prompts(players.auditor, [instruction])),
+        role(players.target),
+        tuple(role(vlm) for vlm in players.references),
     )
 
 

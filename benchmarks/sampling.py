@@ -17,9 +17,7 @@ import tyro
 from transformers import AutoModelForImageTextToText
 
 from auditdm_jax.models.vlm import VLM, encode_images
-from auditdm_jax.prompts import PromptTemplate
-from auditdm_jax.rollout import instruction_prompt
-from auditdm_jax.sampling import sample
+from auditdm_jax.sampling import Prompt, sample
 from auditdm_jax.scenes.members import MEMBERS, new_model
 
 PROMPTS, COMPLETIONS, TOKENS = 8, 8, 16
@@ -53,7 +51,7 @@ def measure(size: str, repeats: int) -> None:
     pixels = np.random.default_rng(0).normal(size=(PROMPTS, 3, config.vision.image_size, config.vision.image_size))
     pixels = pixels.astype(np.float32)
     never_ends = replace(config, eos_token_ids=(config.text.vocab_size - 1,))
-    prompt = instruction_prompt(PromptTemplate(ids[0], np.zeros(0, np.int32)), PROMPTS)
+    prompt = Prompt(np.repeat(ids, PROMPTS, 0), np.ones((PROMPTS, ids.shape[1]), bool))
 
     @jax.jit
     def run(params, key):

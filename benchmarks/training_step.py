@@ -24,12 +24,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from auditdm_jax.config import GRPO, TrainConfig
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_template
-from auditdm_jax.rollout import ask
+from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts
+from auditdm_jax.rollout import ask, prompt_rows
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.members import MEMBERS, new_model
-from auditdm_jax.state import Frozen, Role, Trained
-from auditdm_jax.step import update
+from auditdm_jax.state import Frozen, Trained
+from auditdm_jax.step import Batch, update
 from auditdm_jax.training import step_settings
 
 IMAGES, COMPLETIONS, TOKENS, BETA = 8, 8, 16, 0.04
@@ -55,7 +55,7 @@ def our_steps(vlm: VLM, images: np.ndarray):
     settings = step_settings(TrainConfig(grpo=grpo, max_question_tokens=TOKENS))
     # No sampled token ends a completion: all 16 are always made, as TRL is told to.
     config = replace(vlm.config, eos_token_ids=(vlm.config.pad_token_id,))
-    role = Role(config, instruction_template(vlm, QUESTION_INSTRUCTION), None)
+    prompt = prompt_rows(instruction_prompts(vlm, [QUESTION_INSTRUCTION]), np.zeros(IMAGES, np.int32))
     frozen = Frozen(vlm.params, None, ())
     rewards = jnp.asarray(free_reward(range(IMAGES * COMPLETIONS))).reshape(IMAGES, COMPLETIONS)
 
@@ -63,8 +63,9 @@ def our_steps(vlm: VLM, images: np.ndarray):
     def step(trained: Trained, images):
         key = jax.random.fold_in(trained.key, trained.step)
         lengths = dict(num_generations=COMPLETIONS, max_new_tokens=TOKENS, temperature=1.0)
-        questions = ask(trained.auditor, config, role.template, images, key, **lengths)
-        return update(trained, frozen, role, images, questions, rewards, settings)[0]
+        questions = ask(trained.auditor, config, prompt, images, key, **lengths)
+        batch = Batch(images, questions, rewards, jnp.ones(IMAGES, bool))
+        return update(trained, frozen, config, prompt, batch, settings)[0]
 
     trainable = jax.tree.map(jnp.array, vlm.params)
     opt_state = settings.optimizer.init(trainable)
