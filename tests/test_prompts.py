@@ -1,5 +1,6 @@
 """Prompt formats against the Hugging Face processors, and answers against transformers' generation."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from auditdm_jax.prompts import (
     answer_text,
     expanded_text,
     fill,
+    instruction_prompts,
     instruction_template,
     template_for,
     token_ids,
 )
+from auditdm_jax.rollout import ask, prompt_rows, question_logps
 
 QUESTIONS = ["what color is the star ?", "is the circle red ?", ""]
 
@@ -101,6 +104,31 @@ def test_answers_equal_transformers(family, tmp_path):
         theirs.append(vlm.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip())
     assert vlm.answer(images, QUESTIONS, max_new_tokens=5, batch_size=2) == theirs
     assert any(theirs)
+
+
+def test_prompts_of_several_instructions(vlm):
+    """The shorter is padded on the left, and asked as if it were alone."""
+    instructions = ["Ask.", "Ask a short question about the color of the star."]
+    prompts = instruction_prompts(vlm, instructions)
+    rows = [instruction_template(vlm, instruction).prefix_ids for instruction in instructions]
+    assert len(rows[0]) < len(rows[1]) == prompts.input_ids.shape[1]
+    for number, row in enumerate(rows):
+        np.testing.assert_array_equal(prompts.input_ids[number, -len(row) :], row)
+        assert (prompts.input_ids[number, : -len(row)] == vlm.config.pad_token_id).all()
+        np.testing.assert_array_equal(prompts.attention_mask[number].sum(), len(row))
+        assert prompts.attention_mask[number, -len(row) :].all()
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8))
+    greedy = dict(num_generations=1, max_new_tokens=5, temperature=0.0)
+    both = ask(vlm.params, vlm.config, prompt_rows(prompts, jnp.array([1, 0])), images, jax.random.key(0), **greedy)
+    for image, instruction in enumerate(reversed(instructions)):
+        alone = instruction_prompts(vlm, [instruction])
+        one = images[image : image + 1]
+        own = ask(vlm.params, vlm.config, prompt_rows(alone, jnp.array([0])), one, jax.random.key(0), **greedy)
+        np.testing.assert_array_equal(both.ids[image], own.ids[0])
+        np.testing.assert_allclose(both.logps[image], own.logps[0], atol=1e-4)
+        arguments = (prompt_rows(prompts, jnp.array([1 - image])), one, own.ids, own.mask)
+        logps = question_logps(vlm.params, vlm.config, *arguments, temperature=1.0)
+        np.testing.assert_allclose(logps, own.logps, atol=1e-4)
 
 
 def test_no_chat_template():
