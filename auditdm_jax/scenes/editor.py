@@ -54,7 +54,7 @@ class EditorTraining:
     seed: int = 8
     vae_steps: int = 1200
     """Steps of the whole autoencoder."""
-    decoder_steps: int = 7500
+    decoder_steps: int = 6000
     """Steps of its decoder alone."""
     vae_images: int = 8
     vae_rate: float = 0.02

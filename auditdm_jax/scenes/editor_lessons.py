@@ -13,7 +13,7 @@ from auditdm_jax.scenes.captions import sample_caption
 from auditdm_jax.scenes.editor_parts import CAPTION_TOKENS
 from auditdm_jax.scenes.edits import sample_edit
 from auditdm_jax.scenes.parser import images_of, things
-from auditdm_jax.scenes.world import GRID, WEATHERS, Scene, Thing, sample_scene
+from auditdm_jax.scenes.world import GRID, SPECIALS, WEATHERS, Scene, Thing, sample_scene
 
 # Weight of a cell that the text changes (in a caption: that it fills) against one that stays as it was.
 CHANGED_WEIGHT = 7.0
@@ -42,9 +42,14 @@ def indices_of(scene: Scene) -> list[int]:
 
 
 def pictures_of_cells(seed: int, batch: int, count: int) -> np.ndarray:
-    """uint8 [count, 64, 64, 3]: anything anywhere, each thing as likely as any other, from crowded to nearly empty."""
+    """uint8 [count, 64, 64, 3]: anything anywhere, from crowded to nearly empty. Half of the things are special, as in
+    scenes: they are few kinds, hard to draw, and would else be met too seldom."""
     rng = np.random.default_rng((seed, batch, 0))
-    indices = rng.integers(len(things()), size=(count, GRID * GRID))
+    specials = sum(map(len, SPECIALS.values()))  # the last of all things
+    shapes = rng.integers(len(things()) - specials, size=(count, GRID * GRID))
+    indices = np.where(
+        rng.random(shapes.shape) < 0.5, shapes, len(things()) - 1 - rng.integers(specials, size=shapes.shape)
+    )
     indices[rng.random(indices.shape) < rng.uniform(0, 0.8, (count, 1))] = 0
     return images_of(rng.integers(len(WEATHERS), size=count), indices)
 
