@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from tiny_zoo import SMALL
 
+from auditdm_jax.scenes.captions import parse_caption
+from auditdm_jax.scenes.edits import parse as parse_command
+from auditdm_jax.scenes.language import parse
 from auditdm_jax.scenes.members import MEMBERS, Member, new_model
-from auditdm_jax.scenes.zoo import batches
+from auditdm_jax.scenes.zoo import auditor_lesson, batches
 
 LESSONS = dict(steps=8, unanswerable=0.2, images=2, questions=4, description=0.2)
 ANSWERS = Member("a", "paligemma", seed=1, **SMALL | LESSONS)
-ASKS = replace(ANSWERS, family="gemma3", distribution="natural", asks=True, steps=9)
+ASKS = replace(ANSWERS, family="gemma3", distribution="natural", asks=True, steps=12)
 
 
 @pytest.mark.parametrize("member", [ANSWERS, ASKS])
@@ -28,16 +31,22 @@ def test_batches_resume_exactly(member, start):
             np.testing.assert_array_equal(a, b)
 
 
-def test_the_auditor_first_answers_in_turn_and_then_only_asks():
+def test_the_auditor_answers_and_writes_in_turn_and_then_only_writes():
+    """What is learned of each batch is one of its texts: nothing of the prompt, and of the kind that is due."""
     vlm = new_model(ASKS)
-    widths = [batch.ids.shape[-1] for batch in islice(batches(vlm, ASKS, 0), 9)]
-    answering, asking = widths[0], widths[1]
-    assert answering != asking
-    assert widths == [answering, asking] * 3 + [asking] * 3
-    # A question that it asks is the answer to an instruction: nothing of the prompt is learned.
-    batch = list(islice(batches(vlm, ASKS, 0), 2))[1]
-    learned = np.asarray(batch.ids)[0, 0][np.asarray(batch.answer_mask)[0, 0]]
-    assert "?" in vlm.tokenizer.decode(learned)
+    kinds = []
+    for batch in islice(batches(vlm, ASKS, 0), 12):
+        learned = np.asarray(batch.ids).reshape(-1, batch.ids.shape[-1])[0]
+        text = vlm.tokenizer.decode(
+            learned[np.asarray(batch.answer_mask).reshape(-1, len(learned))[0]], skip_special_tokens=True
+        )
+        readers = {"question": parse, "command": parse_command, "caption": parse_caption}
+        kinds.append(next((kind for kind, read in readers.items() if read(text) is not None), "answer"))
+    assert kinds == [auditor_lesson(ASKS, number) for number in range(12)]
+    assert kinds == [
+        "answer", "question", "command", "answer", "question", "caption", "answer",
+        "caption", "question", "command", "question", "caption",
+    ]  # fmt: skip
 
 
 def test_no_two_members_share_a_seed():
