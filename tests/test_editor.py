@@ -158,8 +158,21 @@ def test_lessons_are_edits_of_training_scenes():
         whole = before.weather != after.weather
         np.testing.assert_allclose(ratio, np.where(changed & ~whole, CHANGED_WEIGHT, 1), rtol=1e-5)
     np.testing.assert_allclose(lessons.weights.mean(1), 1, rtol=1e-5)
-    captions = scene_lessons(0, 5, 4, edits=False)
+    captions = scene_lessons(0, 5, 60, edits=False)
     np.testing.assert_array_equal(captions.cells[0], captions.cells[1])
+    for weather, cells, text in zip(captions.weathers[1], captions.cells[1], captions.texts, strict=True):
+        assert parse_caption(text) == Scene(WEATHERS[weather], tuple(things()[cell] for cell in cells))
+    told = {text.count(",") for text in captions.texts}
+    assert {1, 2, 3, 7} <= told  # of few things as of many
+
+
+def test_each_head_of_the_text_encoder_begins_by_looking_near():
+    """A word at place 20 of 40: the heads look at the words 1, 2, 3 and 5 before it, and 1 and 3 after it."""
+    attention = new_pipeline(EditorSize(), 0).text_encoder_2.encoder.block[0].layer[0].SelfAttention
+    bias = attention.compute_bias(40, 40, device=torch.device("cpu"))[0, :, 20]
+    assert (bias.argmax(1) - 20).tolist() == [-1, -2, -3, -5, 1, 3]
+    torch.testing.assert_close(bias[0, 17:21], torch.tensor([-3.0, -1.5, 0.0, -1.5]))
+    assert (bias.softmax(1).amax(1) > 0.5).all()
 
 
 def test_a_cell_is_encoded_as_one_token(pipeline):

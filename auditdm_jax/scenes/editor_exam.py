@@ -64,10 +64,10 @@ def headline(exam: Exam) -> str:
 def cells_read(pipeline: Any, count: int) -> float:
     """Share of the cells of test scenes, other than empty ones, that survive the autoencoder."""
     scenes, images = scenes_of("test", 0, count)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = torch.from_numpy(images).to(pipeline.device).permute(0, 3, 1, 2) / 127.5 - 1
     latents = pipeline.vae.encode(pixels).latent_dist.mode()
     decoded = (pipeline.vae.decode(latents).sample.clamp(-1, 1) + 1) * 127.5
-    return _present(scenes, read_scenes(decoded.round().byte().permute(0, 2, 3, 1).numpy())).rate
+    return _present(scenes, read_scenes(decoded.round().byte().permute(0, 2, 3, 1).cpu().numpy())).rate
 
 
 def examine(renderer: Renderer, count: int) -> Exam:

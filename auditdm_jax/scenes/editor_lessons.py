@@ -55,7 +55,8 @@ def pictures_of_cells(seed: int, batch: int, count: int) -> np.ndarray:
 
 
 def scene_lessons(seed: int, batch: int, count: int, edits: bool) -> Lessons:
-    """Edits of training scenes in training phrasings, or captions of such scenes (before = after)."""
+    """Edits of training scenes in training phrasings, or captions of such scenes (before = after), from one thing to
+    as many as fit: of few it is easiest to learn which words tell of a place."""
     rng = np.random.default_rng((seed, batch, 1 + edits))
     first = (_FIRST_SCENE + 2 * seed + edits) * 100_000_000 + batch * count
     before = [sample_scene("train", first + row) for row in range(count)]
@@ -63,7 +64,7 @@ def scene_lessons(seed: int, batch: int, count: int, edits: bool) -> Lessons:
         drawn = [sample_edit(scene, rng, "train") for scene in before]
         after, texts = [edit.scene for edit in drawn], [edit.command for edit in drawn]
     else:
-        told = [sample_caption(scene, rng, CAPTION_TOKENS - 1) for scene in before]
+        told = [sample_caption(_thinned(scene, rng), rng, CAPTION_TOKENS - 1) for scene in before]
         before, texts = [scene for scene, _ in told], [text for _, text in told]
         after = before
     weathers = np.array([[WEATHERS.index(scene.weather) for scene in scenes] for scenes in (before, after)])
@@ -71,3 +72,10 @@ def scene_lessons(seed: int, batch: int, count: int, edits: bool) -> Lessons:
     changed = (cells[0] != cells[1]) | (weathers[0] != weathers[1])[:, None] if edits else cells[1] > 0
     weights = np.where(changed, CHANGED_WEIGHT, 1.0)
     return Lessons(weathers, cells, texts, (weights / weights.mean(1, keepdims=True)).astype(np.float32))
+
+
+def _thinned(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with some of its things, any number from one equally often."""
+    filled = [cell for cell, thing in enumerate(scene.cells) if thing is not None]
+    kept = rng.permutation(filled)[: rng.integers(1, max(2, len(filled) + 1))]
+    return scene._replace(cells=tuple(thing if cell in kept else None for cell, thing in enumerate(scene.cells)))

@@ -23,6 +23,9 @@ from auditdm_jax.scenes.world import GRID
 COMMAND_TOKENS, CAPTION_TOKENS = 16, 64
 # Of CLIP, which only sums a text up: a command and its two marks.
 _POOLED_TOKENS = 20
+# Where the heads of the text encoder look at first, in words from each word's own place, and how much less, in nats,
+# each word further off.
+_LOOKS_AT, _FALL = (-1, -2, -3, -5, 1, 3), 1.5
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -48,10 +51,10 @@ def new_pipeline(size: EditorSize, seed: int) -> FluxKontextPipeline:
     t5 = T5Config(
         vocab_size=len(words),
         d_model=width,
-        d_kv=width // 6,
+        d_kv=width // len(_LOOKS_AT),
         d_ff=2 * width,
         num_layers=size.text_layers,
-        num_heads=6,
+        num_heads=len(_LOOKS_AT),
         # Words that belong together stand within a few of each other.
         relative_attention_num_buckets=32,
         relative_attention_max_distance=24,
@@ -102,10 +105,27 @@ def new_pipeline(size: EditorSize, seed: int) -> FluxKontextPipeline:
         vae=vae,
         text_encoder=CLIPTextModel(clip),
         tokenizer=pooled,
-        text_encoder_2=T5EncoderModel(t5),
+        text_encoder_2=_looking_near(T5EncoderModel(t5)),
         tokenizer_2=words,
         transformer=transformer,
     )
+
+
+@torch.no_grad()
+def _looking_near(encoder: T5EncoderModel) -> T5EncoderModel:
+    """The encoder, each head of which looks at words some places before or after its own.
+
+    A caption is a list of things at places. From an even start a word sees the whole list, and to find out which words
+    belong together takes longer than all the rest: after as many steps as now draw 0.79 of captioned things, none.
+    """
+    attention = encoder.encoder.block[0].layer[0].SelfAttention  # its biases serve all layers
+    count, furthest = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
+    distances = torch.arange(1 - CAPTION_TOKENS, CAPTION_TOKENS)
+    bucket_of = attention._relative_position_bucket(distances, True, count, furthest)
+    for bucket in bucket_of.unique():
+        off = (distances[bucket_of == bucket][:, None] - torch.tensor(_LOOKS_AT)).abs().amin(0)
+        attention.relative_attention_bias.weight[bucket] = -(_FALL * off).clamp(max=8.0)
+    return encoder
 
 
 def _words() -> list[str]:
