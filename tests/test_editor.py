@@ -100,7 +100,7 @@ def test_the_directory_is_small_and_states_its_own_settings(directory):
     assert sum(file.stat().st_size for file in directory.rglob("*")) < 10_000_000
     renderer = Renderer.load(directory, device="cpu")
     family = renderer.family
-    assert (family.steps, family.guidance, renderer.micro_batch_size) == (4, 1.0, 32)
+    assert (family.steps, family.guidance, renderer.micro_batch_size) == (1, 1.0, 32)
     assert (renderer.max_command_tokens, renderer.max_tokens) == (COMMAND_TOKENS, CAPTION_TOKENS)
     assert Renderer.load(directory, device="cpu", micro_batch_size=2).micro_batch_size == 2
 

@@ -37,7 +37,7 @@ from auditdm_jax.scenes.zoo_paths import ZOO
 
 # What it is trained for; written beside it.
 RENDERING: dict[str, Any] = {
-    "steps": 4,
+    "steps": 1,
     "guidance": 1.0,
     "max_command_tokens": COMMAND_TOKENS,
     "micro_batch_size": 32,
@@ -60,7 +60,7 @@ class EditorTraining:
     """Steps of its decoder alone."""
     vae_images: int = 8
     vae_rate: float = 0.02
-    steps: int = 6500
+    steps: int = 8500
     """Steps of the transformer and the text encoders."""
     edits: int = 64
     """Edits in a step."""
