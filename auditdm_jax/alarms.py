@@ -27,9 +27,9 @@ class Alarm(NamedTuple):
 
 
 ALARMS = (
-    Alarm("question/duplicates", 20, 0.0, 0.9, False, "of a step's questions are repeated: the auditor asks little else"),
-    Alarm("question/tokens", 20, 2 / 3, 1.5, True, "times as long as at the start are the questions: read some of them"),
-    Alarm("heldout/oracle/gap", 5, -1.0, 0.02, False, "is what claimed success is above verified: the reward is gamed"),
+    Alarm("question/duplicates", 20, 0.0, 0.9, False, "of a step's questions are repeats"),
+    Alarm("question/tokens", 20, 2 / 3, 1.5, True, "times as long as at the start are the questions"),
+    Alarm("heldout/oracle/gap", 5, -1.0, 0.02, False, "is what claimed success is above verified"),
     Alarm(
         "heldout/oracle/reward_without_answer", 5, 0.0, 0.1, False, "of the reward is for questions without an answer"
     ),
@@ -64,13 +64,14 @@ def watch_row(watches: tuple[Watch, ...], row: Mapping[str, float]) -> tuple[tup
     for alarm, before in zip(ALARMS, watches, strict=True):
         after, level = watched(alarm, before, row[alarm.metric]) if alarm.metric in row else (before, 0.0)
         if after.tripped and not before.tripped:
-            lines.append(f"alarm: {level:.2f} {alarm.meaning} ({alarm.metric}, bounds {alarm.low:.2f}, {alarm.high:.2f})")
+            bounds = f"{alarm.metric}, bounds {alarm.low:.2f} and {alarm.high:.2f}"
+            lines.append(f"alarm: {level:.2f} {alarm.meaning} ({bounds})")
         found.append(after)
     return tuple(found), lines
 
 
 @jax.jit
 def duplicates(ids: Int[Array, "B G T"], mask: Bool[Array, "B G T"]) -> Float[Array, ""]:
-    """Share, in [0, 1), of a step's questions, of whatever image, that repeat another of its questions word for word."""
+    """Share, in [0, 1), of a step's questions, of whatever image, that repeat another of them word for word."""
     whole = jnp.sort(question_ngrams(ids, mask, ids.shape[-1])[0][..., -1].reshape(-1))
     return (whole[1:] == whole[:-1]).sum() / len(whole)

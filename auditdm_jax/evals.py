@@ -52,7 +52,7 @@ class Answerer:
         return cls(vlm, finer * settings.max_question_tokens, settings.max_answer_tokens, batch_size)
 
     def __call__(self, images: np.ndarray, questions: Sequence[str], progress: str = "") -> list[str]:
-        """images: uint8 [N, H, W, 3]; questions: N strings, cut at the longest question allowed. The N greedy answers."""
+        """images: uint8 [N, H, W, 3]; questions: N strings, cut at the longest question allowed. N greedy answers."""
         return [answer for (answer,) in self.answers(images, questions, 1, 0.0, progress=progress)]
 
     def answers(

@@ -1,4 +1,4 @@
-"""[host] Whether the references are fit to judge: how they agree, how often they are wrong together, who is whose clone.
+"""[host] Whether the references are fit to judge: how they agree, how often all are wrong, who is whose clone.
 
 Agreement is evidence only between models that err apart. Two models that also give the same answer where they are
 wrong count as one (error consistency: Geirhos, Meding, Wichmann, arXiv:2006.16736).
@@ -105,8 +105,10 @@ def weight_warnings(names: Sequence[str], params: Sequence[Any]) -> Iterator[str
     arrays, so only copies are read whole."""
 
     def equal(one: Any, other: Any) -> bool:
-        (leaves, tree), (others, shape) = jax.tree.flatten(one), jax.tree.flatten(other)
-        return tree == shape and all(a.shape == b.shape and bool((a == b).all()) for a, b in zip(leaves, others, strict=True))
+        if jax.tree.structure(one) != jax.tree.structure(other):
+            return False
+        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        return all(a.shape == b.shape and bool((a == b).all()) for a, b in pairs)
 
     for one, other in combinations(range(len(names)), 2):
         if equal(params[one], params[other]):

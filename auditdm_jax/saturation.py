@@ -52,7 +52,5 @@ def saturation_line(types: Saturation, cells: Saturation) -> str:
     if types.unseen_share is None or cells.unseen_share is None:
         return "saturation: no failure was verified; how many types there are is not known"
     verdict = "enough" if types.enough else "keep going"
-    share = f"{types.unseen_share:.3f} [{types.ci_low:.3f}, {types.ci_high:.3f}]"
-    return (
-        f"saturation: {share} of failures to come are of a new type ({cells.unseen_share:.3f} type or answer): {verdict}"
-    )
+    share = f"{types.unseen_share:.3f} [{types.ci_low:.3f}, {types.ci_high:.3f}] of failures to come"
+    return f"saturation: {share} are of a new type ({cells.unseen_share:.3f} type or answer): {verdict}"

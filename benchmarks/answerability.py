@@ -9,6 +9,7 @@ yardstick of what rephrasing could do: no other world has them.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import tyro
@@ -67,6 +68,7 @@ def main(auditors: tuple[str, ...] = (MODELS.auditor,), questions: int = 1000, s
     images, scenes = batch["image"], batch["scene"]
     references = {name: Answerer(load_model(name)) for name in MODELS.references}
     judges = [Answerer(load_model(name)) for name in (MODELS.target, MODELS.verifier)]
+    joined = lambda lists: list(chain.from_iterable(lists))  # noqa: E731
     for auditor in auditors:
         tokens = SETTINGS.max_question_tokens
         asked = [text for (text,) in ask_many(load_model(auditor), images, seed, max_new_tokens=tokens)]
@@ -76,9 +78,9 @@ def main(auditors: tuple[str, ...] = (MODELS.auditor,), questions: int = 1000, s
         verdicts = [judge(question, scene) for question, scene in zip(asked, scenes, strict=True)]
         for panel in (MODELS.references, *((name,) for name in MODELS.references[:2])):
             consensus = [consensus_of(answers, 1.0) for answers in zip(*(said[n] for n in panel), strict=True)]
-            pooled = {kind: sum((further[n][kind] for n in panel), []) for kind in further[panel[0]]}
-            pooled["rephrasing, all three"] = sum((pooled[kind] for kind in REPHRASINGS), [])
-            pooled["image, all three"] = sum((pooled[kind] for kind in IMAGE_CHANGES), [])
+            pooled = {kind: joined(further[n][kind] for n in panel) for kind in further[panel[0]]}
+            pooled["rephrasing, all three"] = joined(pooled[kind] for kind in REPHRASINGS)
+            pooled["image, all three"] = joined(pooled[kind] for kind in IMAGE_CHANGES)
             pooled["verifier"] = [verifier]
             scores = {kind: agreement(consensus, answers) for kind, answers in pooled.items()}
             together = ("rephrasing, all three", "image, all three", "self-consistency")

@@ -1,4 +1,4 @@
-"""health.py: shares worked out by hand, planted clones are found, and references that err apart are not called clones."""
+"""health.py: shares worked out by hand, planted clones are found, who errs apart is none."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,13 @@ def panel(clone_of: str, share: float, count: int = 400):
 
 @pytest.mark.parametrize(
     ("clone_of", "share", "found"),
-    [("a", 1.0, [["a", "c"]]), ("target", 1.0, [["target", "c"]]), ("b", 0.97, [["b", "c"]]), ("a", 0.5, []), ("", 0, [])],
+    [
+        ("a", 1.0, [["a", "c"]]),
+        ("target", 1.0, [["target", "c"]]),
+        ("b", 0.97, [["b", "c"]]),
+        ("a", 0.5, []),
+        ("", 0, []),
+    ],
 )
 def test_a_planted_clone_is_found(clone_of, share, found):
     result = health(panel(clone_of, share))
