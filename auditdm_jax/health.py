@@ -105,10 +105,11 @@ def weight_warnings(names: Sequence[str], params: Sequence[Any]) -> Iterator[str
     arrays, so only copies are read whole."""
 
     def equal(one: Any, other: Any) -> bool:
-        if jax.tree.structure(one) != jax.tree.structure(other):
-            return False
-        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-        return all(a.shape == b.shape and bool((a == b).all()) for a, b in pairs)
+        leaves, others = jax.tree.leaves_with_path(one), jax.tree.leaves_with_path(other)
+        return len(leaves) == len(others) and all(
+            path == place and a.shape == b.shape and bool((a == b).all())
+            for (path, a), (place, b) in zip(leaves, others, strict=True)
+        )
 
     for one, other in combinations(range(len(names)), 2):
         if equal(params[one], params[other]):
