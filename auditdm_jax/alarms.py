@@ -29,9 +29,9 @@ class Alarm(NamedTuple):
 ALARMS = (
     Alarm("question/duplicates", 20, 0.0, 0.9, False, "of a step's questions are repeats"),
     Alarm("question/tokens", 20, 2 / 3, 1.5, True, "times as long as at the start are the questions"),
-    Alarm("heldout/oracle/gap", 5, -1.0, 0.02, False, "is what claimed success is above verified"),
+    Alarm("heldout/oracle/gap", 4, -1.0, 0.02, False, "is what claimed success is above verified"),
     Alarm(
-        "heldout/oracle/reward_without_answer", 5, 0.0, 0.1, False, "of the reward is for questions without an answer"
+        "heldout/oracle/reward_without_answer", 4, 0.0, 0.1, False, "of the reward is for questions without an answer"
     ),
 )
 

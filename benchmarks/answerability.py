@@ -1,6 +1,6 @@
 """How well scores without an oracle tell whether a question has an answer, and whether the references are right.
 
-python benchmarks/answerability.py                                      # the auditor before training; 3 minutes
+python benchmarks/answerability.py                                      # the auditor before training
 python benchmarks/answerability.py --auditors auditor runs/default/auditor
 
 Prints Markdown tables of AUROC [95 % interval] against the oracle, for questions with a consensus: of all three
@@ -83,9 +83,9 @@ def main(auditors: tuple[str, ...] = (MODELS.auditor,), questions: int = 1000, s
             pooled["image, all three"] = joined(pooled[kind] for kind in IMAGE_CHANGES)
             pooled["verifier"] = [verifier]
             scores = {kind: agreement(consensus, answers) for kind, answers in pooled.items()}
-            together = ("rephrasing, all three", "image, all three", "self-consistency")
-            scores["mean of these without verifier"] = np.mean([scores[kind] for kind in together], axis=0)
-            scores["mean of these"] = np.mean([scores[kind] for kind in (*together, "verifier")], axis=0)
+            groups = ("rephrasing, all three", "image, all three", "self-consistency", "verifier")
+            scores["self-consistency and verifier"] = np.mean([scores[kind] for kind in groups[2:]], axis=0)
+            scores["all of these"] = np.mean([scores[kind] for kind in groups], axis=0)
             table(f"{auditor}, seed {seed}, {' + '.join(panel)}", consensus, scores, verdicts, target)
 
 
