@@ -1,7 +1,7 @@
 """[host] Signs that the auditor games its reward, and when they alarm.
 
 Each alarm watches the mean of one metric over its last values, so that a run that is resumed alarms as an unbroken one
-does. Where there is no oracle, the last two have no values and stay silent.
+does. Where there is no oracle, the last three have no values and stay silent.
 """
 
 from collections.abc import Mapping
@@ -30,9 +30,8 @@ ALARMS = (
     Alarm("question/duplicates", 20, 0.0, 0.9, False, "of a step's questions are repeats"),
     Alarm("question/tokens", 20, 2 / 3, 1.5, True, "times as long as at the start are the questions"),
     Alarm("heldout/oracle/gap", 4, -1.0, 0.02, False, "is what claimed success is above verified"),
-    Alarm(
-        "heldout/oracle/reward_without_answer", 4, 0.0, 0.1, False, "of the reward is for questions without an answer"
-    ),
+    Alarm("heldout/oracle/reward_unanswerable", 4, 0.0, 0.1, False, "of the reward is for questions without an answer"),
+    Alarm("heldout/oracle/reward_unparsable", 4, 0.0, 0.1, False, "of the reward is for questions that do not parse"),
 )
 
 

@@ -25,8 +25,9 @@ def reference_health(
 ) -> dict[str, Any]:
     """The numbers of summary.json, each a share with its 95 % Wilson interval.
 
-    consensus_wrong: of the answers that the references share, those that the judge contradicts; without_answer: how
-    many of these the oracle says have none. The judge is the oracle, or the verifier where there is none.
+    consensus_wrong: of the answers that the references share, those that the judge contradicts; unanswerable,
+    unparsable: how many of these are to questions that the oracle says have no answer, or cannot read, which may make
+    sense all the same. The judge is the oracle, or the verifier where there is none.
     leave_one_out: of the questions on which the other references share an answer, or that there is none, those where
     this one says the same. pairs: of all questions, and of those that one of the two gets wrong, those that both answer
     alike, the target's pairs among them.
@@ -42,7 +43,8 @@ def reference_health(
     return {
         "judged_by": "oracle" if oracle else "verifier",
         "consensus_wrong": rate_of(len(wrong), len(shared))._asdict(),
-        "without_answer": sum(oracle and row.condition != UNREAD and not row.answerable for row in wrong),
+        "unanswerable": sum(_unanswerable(row) for row in wrong) if oracle else 0,
+        "unparsable": sum(row.outcome == "unparsable" for row in wrong) if oracle else 0,
         "leave_one_out": [
             {"name": name} | _leave_one_out(said, [v for k, v in answers.items() if k[0] != number], agreement)
             for (number, name), said in answers.items()
@@ -53,6 +55,10 @@ def reference_health(
             for one, other in combinations(named, 2)
         ],
     }
+
+
+def _unanswerable(row: Examined) -> bool:
+    return not row.answerable and row.outcome != "unparsable" and row.condition != UNREAD
 
 
 def _truth(row: Examined, oracle: bool) -> str:
@@ -81,10 +87,11 @@ def health_lines(health: dict[str, Any]) -> Iterator[str]:
     """For the terminal: one line on the references, and a warning for each pair of clones."""
     wrong = Rate(**health["consensus_wrong"])
     if wrong.rate is not None:
-        absent = f", {health['without_answer']} of them have none" if health["without_answer"] else ""
+        kinds = [f"{health[name]} {name}" for name in ("unanswerable", "unparsable") if health[name]]
         yield (
             f"references: the {health['judged_by']} contradicts {wrong.count} of {wrong.n} shared answers, "
-            f"{wrong.rate:.3f} [{wrong.ci_low:.3f}, {wrong.ci_high:.3f}]{absent}"
+            f"{wrong.rate:.3f} [{wrong.ci_low:.3f}, {wrong.ci_high:.3f}]"
+            + (f" (questions: {', '.join(kinds)})" if kinds else "")
         )
     rated = [each for each in health["leave_one_out"] if each["rate"] is not None]
     if rated:

@@ -1,6 +1,7 @@
 """[host] The training run: models in, a loop of steps, logs, checkpoints, and the trained auditor out."""
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -143,14 +144,15 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
     """For scenes: what the oracle says of a batch of questions.
 
     verified: target wrong and consensus right; unanswerable: without an answer; unreadable: of new images that show no
-    scene. gap: claimed minus verified, of what can be read; reward_without_answer: share of the reward that questions
-    have which do not parse or have no answer, because what they speak of is absent or ambiguous.
+    scene. gap: claimed minus verified, of what can be read. reward_unanswerable, reward_unparsable: share of the reward
+    that such questions have: what they speak of is absent or ambiguous; they are none of this world's questions, which
+    may make sense all the same.
     """
     ids, mask = np.asarray(record["question_ids"]), np.asarray(record["question_mask"])
     names = ("target_id", "consensus_id", "claimed", "reward")
     target, consensus, claimed, reward = (np.asarray(record[name]) for name in names)
     counts = dict.fromkeys(("answered", "unanswerable", "unparsable", "unreadable", "verified"), 0)
-    skills, read, absent = set(), 0, 0.0
+    skills, read, earned = set(), 0, Counter[str]()
     generations = claimed.shape[1]
     # New images are read back; those that show no scene of this world any more are not verified.
     seen = (
@@ -167,7 +169,7 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
             verdict = judge(text, scene)
             counts[verdict.status] += 1
             read += int(claimed[i, g])
-            absent += float(reward[i, g]) * (verdict.status != "answered")
+            earned[verdict.status] += reward[i, g]
             if verdict.status == "answered" and claimed[i, g]:
                 truth = text_answer_id(verdict.answer)
                 if consensus[i, g] == truth != target[i, g]:
@@ -176,7 +178,9 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
     total = claimed.size
     shares = {f"oracle/{name}": count / total for name, count in counts.items()}
     shares |= {"oracle/gap": (read - counts["verified"]) / total}
-    return shares | {"oracle/reward_without_answer": absent / max(float(reward.sum()), 1e-9), "skills": len(skills)}
+    for name in ("unanswerable", "unparsable"):
+        shares[f"oracle/reward_{name}"] = float(earned[name] / max(reward.sum(), 1e-9))
+    return shares | {"skills": len(skills)}
 
 
 def train(config: TrainConfig) -> Path:

@@ -46,14 +46,17 @@ def further_answers(answerer: Answerer, images: np.ndarray, questions: Sequence[
     return found | {"self-consistency": [list(answers) for answers in zip(*drawn, strict=True)]}
 
 
-def table(title: str, consensus: list[str], scores: dict[str, np.ndarray], verdicts: list, target: list[str]) -> None:
+def table(title: str, consensus: list[str], scores: dict[str, np.ndarray], verdicts: list) -> None:
     """One score a row; questions without a consensus are left out."""
     kept = np.array([bool(answer) for answer in consensus])
-    answered = np.array([verdict.status == "answered" for verdict in verdicts])
+    parsed, answered = (
+        np.array([verdict.status in statuses for verdict in verdicts])
+        for statuses in (("answered", "unanswerable"), ("answered",))
+    )
     right = answered & np.array([vote(v.answer) == vote(said) for v, said in zip(verdicts, consensus, strict=True)])
-    claimed = kept & np.array([vote(t) not in ("unclear", vote(c)) for t, c in zip(target, consensus, strict=True)])
-    tasks = {"has an answer": (kept, answered), "consensus right": (kept, right)}
-    tasks |= {"right, of those with an answer": (kept & answered, right), "claimed: verified": (claimed, right)}
+    # What the oracle cannot read may make sense all the same: it is not wrong.
+    tasks = {"parses": (kept, parsed), "has an answer": (kept & parsed, answered)}
+    tasks |= {"consensus right": (kept & parsed, right), "right, of those with an answer": (kept & answered, right)}
     print(f"\n{title}\n")
     counts = (f"{name} ({label[rows].sum()} of {rows.sum()})" for name, (rows, label) in tasks.items())
     print(f"| score | {' | '.join(counts)} |\n|---|{'---|' * len(tasks)}")
@@ -67,12 +70,12 @@ def main(auditors: tuple[str, ...] = (MODELS.auditor,), questions: int = 1000, s
     batch = next(SceneSource("validation", AuditConfig().seed + 900 + seed, questions))
     images, scenes = batch["image"], batch["scene"]
     references = {name: Answerer(load_model(name)) for name in MODELS.references}
-    judges = [Answerer(load_model(name)) for name in (MODELS.target, MODELS.verifier)]
+    verifier = Answerer(load_model(MODELS.verifier))
     joined = lambda lists: list(chain.from_iterable(lists))  # noqa: E731
     for auditor in auditors:
         tokens = SETTINGS.max_question_tokens
         asked = [text for (text,) in ask_many(load_model(auditor), images, seed, max_new_tokens=tokens)]
-        target, verifier = (judge_(images, asked) for judge_ in judges)
+        verified = verifier(images, asked)
         said = {name: answerer(images, asked) for name, answerer in references.items()}
         further = {name: further_answers(answerer, images, asked, seed) for name, answerer in references.items()}
         verdicts = [judge(question, scene) for question, scene in zip(asked, scenes, strict=True)]
@@ -81,12 +84,12 @@ def main(auditors: tuple[str, ...] = (MODELS.auditor,), questions: int = 1000, s
             pooled = {kind: joined(further[n][kind] for n in panel) for kind in further[panel[0]]}
             pooled["rephrasing, all three"] = joined(pooled[kind] for kind in REPHRASINGS)
             pooled["image, all three"] = joined(pooled[kind] for kind in IMAGE_CHANGES)
-            pooled["verifier"] = [verifier]
+            pooled["verifier"] = [verified]
             scores = {kind: agreement(consensus, answers) for kind, answers in pooled.items()}
             groups = ("rephrasing, all three", "image, all three", "self-consistency", "verifier")
             scores["self-consistency and verifier"] = np.mean([scores[kind] for kind in groups[2:]], axis=0)
             scores["all of these"] = np.mean([scores[kind] for kind in groups], axis=0)
-            table(f"{auditor}, seed {seed}, {' + '.join(panel)}", consensus, scores, verdicts, target)
+            table(f"{auditor}, seed {seed}, {' + '.join(panel)}", consensus, scores, verdicts)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_no_alarm_while_every_value_is_within_its_bounds(values, high):
 
 
 def test_each_alarm_speaks_once():
-    rows = [{GAP: 0.03, "heldout/oracle/reward_without_answer": 0.0}] * 8 + [{"question/duplicates": 1.0}] * 30
+    rows = [{GAP: 0.03, "heldout/oracle/reward_unanswerable": 0.0}] * 8 + [{"question/duplicates": 1.0}] * 30
     watches, spoken = (Watch(),) * len(ALARMS), []
     for number, row in enumerate(rows):
         watches, lines = watch_row(watches, row)

@@ -37,16 +37,20 @@ def test_how_often_the_oracle_contradicts_what_the_references_share():
         row("", scene, "x", RED, RED, RED),  # counts for nothing
     ]
     found = health(rows)
-    assert (found["consensus_wrong"]["count"], found["consensus_wrong"]["n"], found["without_answer"]) == (3, 4, 2)
+    assert (found["consensus_wrong"]["count"], found["consensus_wrong"]["n"]) == (3, 4)
+    assert (found["unanswerable"], found["unparsable"]) == (1, 1)
     line = next(health_lines(found))
-    assert "the oracle contradicts 3 of 4 shared answers, 0.750 [0.301, 0.954], 2 of them have none" in line
+    assert (
+        "the oracle contradicts 3 of 4 shared answers, 0.750 [0.301, 0.954] (questions: 1 unanswerable, 1 unparsable)"
+        in line
+    )
 
 
 def test_the_verifier_judges_where_there_is_no_oracle():
     rows = [row("how many dogs?", None, "1", "2", "2", "2", verifier=said) for said in ("two", "3", "unclear")]
     found = health(rows, oracle=False)
     assert (found["judged_by"], found["consensus_wrong"]["count"], found["consensus_wrong"]["n"]) == ("verifier", 2, 3)
-    assert found["without_answer"] == 0
+    assert found["unanswerable"] == found["unparsable"] == 0
 
 
 def test_leaving_one_out():

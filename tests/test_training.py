@@ -198,9 +198,9 @@ def test_the_oracle_names_the_reward_of_questions_without_an_answer():
     shares = training.verified(record, {"scene": [scene]}, auditor)
     assert (shares["oracle/verified"], shares["oracle/unanswerable"], shares["oracle/unparsable"]) == (0.25,) * 3
     assert shares["oracle/gap"] == 0.5
-    assert shares["oracle/reward_without_answer"] == 0.5
+    assert (shares["oracle/reward_unanswerable"], shares["oracle/reward_unparsable"]) == (0.25, 0.25)
     nothing = training.verified(record | {"reward": np.zeros((1, 4))}, {"scene": [scene]}, auditor)
-    assert nothing["oracle/reward_without_answer"] == 0
+    assert (nothing["oracle/reward_unanswerable"], nothing["oracle/reward_unparsable"]) == (0, 0)
 
 
 def test_a_copy_among_the_references_is_told(config, monkeypatch, capsys, tmp_path):
