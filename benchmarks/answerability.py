@@ -25,6 +25,7 @@ from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.zoo_paths import load_model
 
 SAMPLES = 4
+FEWEST = 10  # of either kind: with fewer the interval is not to be trusted
 MODELS, SETTINGS = Models(), TrainConfig()
 
 
@@ -61,8 +62,12 @@ def table(title: str, consensus: list[str], scores: dict[str, np.ndarray], verdi
     counts = (f"{name} ({label[rows].sum()} of {rows.sum()})" for name, (rows, label) in tasks.items())
     print(f"| score | {' | '.join(counts)} |\n|---|{'---|' * len(tasks)}")
     for name, score in scores.items():
-        areas = (auroc(score[rows], label[rows]) for rows, label in tasks.values())
-        print(f"| {name} | {' | '.join(f'{a:.2f} [{low:.2f}, {high:.2f}]' for a, low, high in areas)} |")
+        cells = []
+        for rows, label in tasks.values():
+            area, low, high = auroc(score[rows], label[rows])
+            few = min(label[rows].sum(), (~label[rows]).sum()) < FEWEST
+            cells.append("too few" if few else f"{area:.2f} [{low:.2f}, {high:.2f}]")
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def main(auditors: tuple[str, ...] = (MODELS.auditor,), questions: int = 1000, seed: int = 0) -> None:
