@@ -28,6 +28,7 @@ from auditdm_jax.data import ImageSource, open_images, reasons, trained_files
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer
 from auditdm_jax.files import write_json
+from auditdm_jax.health import health_lines, reference_health
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Answers, Asked, Examined, consensus_of, examine
 from auditdm_jax.prompts import instruction_prompts
@@ -274,6 +275,9 @@ def main(config: AuditConfig) -> dict[str, Any]:
     summary = summarize(found.rows, found.prompt_only) | {
         "auditor": {"name": trained or models.auditor, "trained": bool(trained)},
         "models": models,
+        "reference_health": reference_health(
+            found.rows, models.target, models.references, settings.reward.agreement, oracle=not spec
+        ),
         "verified_by": "verifier" if spec else "oracle",
         "image_source": spec or "scenes of the validation split",
         "skipped_images": source.skipped if isinstance(source, ImageSource) else {},
@@ -298,7 +302,7 @@ def print_report(summary: dict[str, Any], counts: dict[str, int], folder: Path) 
     models = summary["models"]
     names = [summary["auditor"]["name"], models.target, ", ".join(models.references)]
     print("auditor {}, target {}, references {}".format(*map(one_line, names)))
-    for line in report_lines(summary):
+    for line in (*report_lines(summary), "", *health_lines(summary["reference_health"])):
         print(line)
     if summary["skipped_images"]:
         print(f"\nimages skipped: {reasons(summary['skipped_images'])}")

@@ -81,7 +81,7 @@ def collect(
     outcome = examine(frozen, cast, images, (questions.ids, words), flaws, settings, translate)
     rewards, archive = diversified(outcome, questions, trained.archive, settings.reward)
     metrics = asked_metrics(outcome, rewards, questions)
-    record = {"question_ids": questions.ids, "question_mask": questions.mask, **recorded(outcome)}
+    record = {"question_ids": questions.ids, "question_mask": questions.mask, "reward": rewards, **recorded(outcome)}
     return Batch(images, prompt, questions, rewards, ~zero_signal(outcome.reward)), archive, metrics, record
 
 
@@ -129,7 +129,8 @@ def collect_probes(
             metrics |= {f"{name}/{fault}": each.reshape(shape)[rows].sum() for fault, each in probes.faults.items()}
     metrics |= {name: jnp.float32(count) for name, count in probes.skips.items()}
     ids, mask = (x.reshape(*shape, -1) for x in (probes.questions.ids, probes.questions.mask))
-    record = {"question_ids": ids, "question_mask": mask, "images": probes.images, **recorded(outcome)}
+    record = {"question_ids": ids, "question_mask": mask, "reward": rewards, "images": probes.images}
+    record |= recorded(outcome)
     signal = ~zero_signal(outcome.reward)
     return Batch(images, probes.prompt, probes.written, rewards, signal), archive, metrics, record
 

@@ -1,4 +1,4 @@
-"""Greedy answers of a model to many questions, and its accuracy by skill with intervals."""
+"""Answers of a model to many questions, and its accuracy by skill with intervals."""
 
 import math
 from collections.abc import Sequence
@@ -16,21 +16,29 @@ from auditdm_jax.prompts import PromptTemplate, fill, padded, template_for, text
 from auditdm_jax.sampling import Completions, sample
 
 
-@partial(jax.jit, static_argnames=("config", "template", "max_new_tokens"))
-def greedy_answers(
-    params, config: VLMConfig, template: PromptTemplate, images, question_ids, question_mask, *, max_new_tokens: int
+@partial(jax.jit, static_argnames=("config", "template", "num_answers", "max_new_tokens", "temperature"))
+def answers_of(
+    params,
+    config: VLMConfig,
+    template: PromptTemplate,
+    images,
+    question_ids,
+    question_mask,
+    key,
+    *,
+    num_answers: int,
+    max_new_tokens: int,
+    temperature: float,
 ) -> Completions:
-    """uint8 images [B, H, W, 3] and one tokenized question each ([B, T]) -> completions [B, 1, max_new_tokens]."""
+    """uint8 images [B, H, W, 3] and one tokenized question each ([B, T]) -> G completions, [B, G, max_new_tokens]."""
     features = encode_images(params, config, preprocess_on_device(config, images))
     prompt = fill(template, question_ids, question_mask, config.pad_token_id)
-    key = jax.random.key(0)  # greedy decoding draws nothing
-    return sample(
-        params, config, prompt, features, key, num_generations=1, max_new_tokens=max_new_tokens, temperature=0.0
-    )
+    settings = dict(num_generations=num_answers, max_new_tokens=max_new_tokens, temperature=temperature)
+    return sample(params, config, prompt, features, key, **settings)
 
 
 class Answerer:
-    """Greedy answers in compiled batches of one shape. Images are uint8 at the model's own size."""
+    """Answers in compiled batches of one shape. Images are uint8 at the model's own size."""
 
     def __init__(self, vlm: VLM, max_question_tokens: int = 16, max_new_tokens: int = 3, batch_size: int = 256):
         self.vlm, self.template = vlm, template_for(vlm)
@@ -44,7 +52,20 @@ class Answerer:
         return cls(vlm, finer * settings.max_question_tokens, settings.max_answer_tokens, batch_size)
 
     def __call__(self, images: np.ndarray, questions: Sequence[str], progress: str = "") -> list[str]:
-        """images: uint8 [N, H, W, 3]; questions: N strings, cut at the longest question allowed. Answers: N strings."""
+        """images: uint8 [N, H, W, 3]; questions: N strings, cut at the longest question allowed. N greedy answers."""
+        return [answer for (answer,) in self.answers(images, questions, 1, 0.0, progress=progress)]
+
+    def answers(
+        self,
+        images: np.ndarray,
+        questions: Sequence[str],
+        count: int,
+        temperature: float,
+        *,
+        seed: int = 0,
+        progress: str = "",
+    ) -> list[list[str]]:
+        """`count` answers to each question, drawn at a temperature; at 0 each is the greedy one."""
         config, answers = self.vlm.config, []
         starts = range(0, len(questions), self.batch_size)
         for start in tqdm(starts, desc=progress, disable=not progress, leave=False):
@@ -55,11 +76,20 @@ class Answerer:
             ids, mask = padded(filled, self.max_question, config.pad_token_id)
             pictures = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
             pictures[:size] = images[rows]
-            done = greedy_answers(
-                self.vlm.params, config, self.template, pictures, ids, mask, max_new_tokens=self.max_new
+            done = answers_of(
+                self.vlm.params,
+                config,
+                self.template,
+                pictures,
+                ids,
+                mask,
+                jax.random.fold_in(jax.random.key(seed), start),
+                num_answers=count,
+                max_new_tokens=self.max_new,
+                temperature=temperature,
             )
-            answers += texts_of(self.vlm.tokenizer, done.ids[:size, 0], done.mask[:size, 0])
-        return [answer.strip() for answer in answers]
+            answers += [text.strip() for text in texts_of(self.vlm.tokenizer, done.ids[:size], done.mask[:size])]
+        return [answers[i : i + count] for i in range(0, len(answers), count)]
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:

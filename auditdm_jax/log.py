@@ -1,5 +1,6 @@
 """[host] What a training run shows and writes: progress bar, metrics.jsonl, TensorBoard."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from auditdm_jax.alarms import ALARMS, Watch, watch_row
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import append_jsonl, rewind_jsonl
 
-VERIFIED = "heldout/oracle/verified"
+CLAIMED, VERIFIED, GAP = "heldout/claimed", "heldout/oracle/verified", "heldout/oracle/gap"
 # On the progress bar, averaged: short name and metric. Groups without signal stand beside what theory expects.
 SHOWN = {
     "claimed": "outcome/claimed",
@@ -30,6 +32,10 @@ class Log:
             self.path.unlink(missing_ok=True)
             shutil.rmtree(run / "tensorboard", ignore_errors=True)
         rewind_jsonl(self.path, first)
+        self.watches = (Watch(),) * len(ALARMS)
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                self.watches, _ = watch_row(self.watches, json.loads(line))
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first)
         self.bar = tqdm(total=steps, initial=first, desc="compiling", unit="step", smoothing=0.05)
         self.pending: tuple[int, dict[str, Any]] | None = None
@@ -64,8 +70,15 @@ class Log:
         self.bar.update()
 
     def write(self, number: int, row: dict[str, float]) -> None:
-        """One row of metrics.jsonl and of TensorBoard."""
+        """One row of metrics.jsonl and of TensorBoard; says what alarms, and what a probe with an oracle measured."""
+        self.watches, tripped = watch_row(self.watches, row)
+        row = {**row, "alarms": sum(watch.tripped for watch in self.watches)}
         append_jsonl(self.path, {"step": number, **row})
+        if GAP in row:
+            shares = f"{row[CLAIMED]:.3f} claimed, {row[VERIFIED]:.3f} verified by the oracle"
+            tqdm.write(f"step {number}: held-out success {shares}, {100 * row[GAP]:.1f} points apart")
+        for line in tripped:
+            tqdm.write(f"step {number}: {line}")
         for name, value in row.items():
             self.board.add_scalar(name, value, number)
         if VERIFIED in row:

@@ -109,13 +109,18 @@ def is_answer(text: str) -> bool:
     return normalize(text) not in ("", UNCLEAR)
 
 
+def vote(answer: str) -> str:
+    """The form in which answers are counted: normalised, and `UNCLEAR` where none is given."""
+    return normalize(answer) if is_answer(answer) else UNCLEAR
+
+
 def shared_answer(answers: Sequence[str], agreement: float) -> str | None:
     """The most common of the references' answers, as first written, if it has the share `agreement`; else None.
 
     The rule of `reward.consensus`, on text: answers are compared after normalisation, saying nothing is a vote for
     `UNCLEAR`, and of two that are equally common neither is shared.
     """
-    votes = [normalize(answer) if is_answer(answer) else UNCLEAR for answer in answers]
+    votes = [vote(answer) for answer in answers]
     (winner, count), *others = Counter(votes).most_common(2)
     tied = bool(others) and others[0][1] == count
     # A share written as 0.667 means two of three.

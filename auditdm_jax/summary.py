@@ -6,7 +6,8 @@ from typing import Any
 
 from auditdm_jax.config import CHANNELS
 from auditdm_jax.errors import one_line
-from auditdm_jax.outcomes import OUTCOMES, UNREAD, Examined
+from auditdm_jax.outcomes import OUTCOMES, UNREAD, Examined, vote
+from auditdm_jax.saturation import Saturation, good_turing, saturation_line
 from auditdm_jax.taxonomy import FailureType, Rate, rate_of, tally
 
 ENOUGH = 10
@@ -44,6 +45,8 @@ def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict
     failed = [row.verified for row in counted]
     types = tally([f"{row.skill}/{row.condition}" for row in counted], failed)
     skills = tally([row.skill for row in counted], failed)
+    kinds = [f"{row.skill}/{row.condition}" for row in rows if row.verified]
+    cells = [f"{row.skill}/{row.condition}/{vote(row.consensus)}" for row in rows if row.verified]
     before, after = success(prompt_only), success(rows)
     channels = [name for name in CHANNELS if any(row.channel == name for row in rows)]
     gain = after["verified"]["rate"] / before["verified"]["rate"] if before["verified"]["count"] else None
@@ -58,6 +61,7 @@ def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict
         "sensitivity": sensitivity(rows) | {"prompt_only": sensitivity(prompt_only)},
         "new_images_not_read": sum(row.condition == UNREAD for row in rows),
         "image_faults": dict(Counter(f"{row.channel}/{row.spoiled}" for row in rows if row.spoiled)),
+        "saturation": {"types": good_turing(kinds)._asdict(), "cells": good_turing(cells)._asdict()},
         "skills_found": sum(skill.failures >= ENOUGH for skill in skills),
         "failure_types": [kind._asdict() for kind in types],
         "skills": [skill._asdict() for skill in skills],
@@ -93,6 +97,7 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
     if summary["image_faults"]:
         yield "new images spoiled: " + ", ".join(f"{n} {name}" for name, n in summary["image_faults"].items())
     yield f"{summary['skills_found']} skills with {ENOUGH} or more verified failures"
+    yield saturation_line(*(Saturation(**summary["saturation"][name]) for name in ("types", "cells")))
     yield ""
     types = [FailureType(**kind) for kind in summary["failure_types"]]
     listed = [kind for kind in types if kind.n >= ENOUGH] or types

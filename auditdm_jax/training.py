@@ -1,6 +1,7 @@
 """[host] The training run: models in, a loop of steps, logs, checkpoints, and the trained auditor out."""
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from auditdm_jax.alarms import duplicates
 from auditdm_jax.answers import text_answer_id, token_bytes
 from auditdm_jax.channels import Prober, Studio, instructions_of, layout
 from auditdm_jax.checkpoint import Checkpointer
@@ -19,6 +21,7 @@ from auditdm_jax.config import TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import atomic_folder
+from auditdm_jax.health import weight_warnings
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
@@ -141,12 +144,15 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
     """For scenes: what the oracle says of a batch of questions.
 
     verified: target wrong and consensus right; unanswerable: without an answer; unreadable: of new images that show no
-    scene.
+    scene. gap: claimed minus verified, of what can be read. reward_unanswerable, reward_unparsable: share of the reward
+    that such questions have: what they speak of is absent or ambiguous; they are none of this world's questions, which
+    may make sense all the same.
     """
     ids, mask = np.asarray(record["question_ids"]), np.asarray(record["question_mask"])
-    target, consensus, claimed = (np.asarray(record[name]) for name in ("target_id", "consensus_id", "claimed"))
+    names = ("target_id", "consensus_id", "claimed", "reward")
+    target, consensus, claimed, reward = (np.asarray(record[name]) for name in names)
     counts = dict.fromkeys(("answered", "unanswerable", "unparsable", "unreadable", "verified"), 0)
-    skills = set()
+    skills, read, earned = set(), 0, Counter[str]()
     generations = claimed.shape[1]
     # New images are read back; those that show no scene of this world any more are not verified.
     seen = (
@@ -162,6 +168,8 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
                 continue
             verdict = judge(text, scene)
             counts[verdict.status] += 1
+            read += int(claimed[i, g])
+            earned[verdict.status] += reward[i, g]
             if verdict.status == "answered" and claimed[i, g]:
                 truth = text_answer_id(verdict.answer)
                 if consensus[i, g] == truth != target[i, g]:
@@ -169,6 +177,9 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
                     skills.add(verdict.skill)
     total = claimed.size
     shares = {f"oracle/{name}": count / total for name, count in counts.items()}
+    shares |= {"oracle/gap": (read - counts["verified"]) / total}
+    for name in ("unanswerable", "unparsable"):
+        shares[f"oracle/reward_{name}"] = float(earned[name] / max(reward.sum(), 1e-9))
     return shares | {"skills": len(skills)}
 
 
@@ -201,6 +212,10 @@ def train(config: TrainConfig) -> Path:
     translate = None if share_tokens(players) else retokenizer(players)
     step = make_step(cast, settings, translate, prober)
 
+    judges = (config.models.target, *config.models.references)
+    for line in weight_warnings(judges, (state.frozen.target, *state.frozen.references)):
+        print(line)
+
     def draw() -> Any:
         return next(source)["image"]
 
@@ -208,8 +223,9 @@ def train(config: TrainConfig) -> Path:
         if first == 0:
             log.write(0, probe(step, state, next(held_out), players.auditor))
         for number in range(first + 1, config.steps + 1):
-            state, metrics, _ = step(state, draw(), draw)
-            log.step(number, metrics)
+            state, metrics, record = step(state, draw(), draw)
+            repeated = duplicates(record["question_ids"], record["question_mask"])
+            log.step(number, metrics | {"question/duplicates": repeated})
             if number % config.probe_every == 0 or number == config.steps:
                 log.flush()
                 log.write(number, probe(step, state, next(held_out), players.auditor))

@@ -99,7 +99,9 @@ def test_without_a_trained_auditor_the_two_are_one():
 @pytest.fixture
 def finished_run(tmp_path, monkeypatch):
     """A run whose models are those of `panel`."""
-    write_json(tmp_path / "runs" / "r" / "config.json", TrainConfig(name="r", seed=7))
+    write_json(
+        tmp_path / "runs" / "r" / "config.json", TrainConfig(name="r", seed=7, models=Models(references=("a", "b")))
+    )
     write_json(tmp_path / "runs" / "r" / "auditor" / "config.json", {})
     monkeypatch.setattr(module, "load_panel", lambda *_: (panel(48), 64))
     return tmp_path / "runs" / "r"
@@ -120,6 +122,9 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
     assert [skill["name"] for skill in summary["skills"]] == ["weather", "counting"]
     assert summary["failure_types"][0]["name"] == "weather/any"
     assert summary["skills_found"] == 1
+    assert (summary["saturation"]["types"]["n"], summary["saturation"]["types"]["seen"]) == (20, 1)
+    wrong = summary["reference_health"]["consensus_wrong"]
+    assert (wrong["count"], wrong["n"]) == (10, 30)  # the ensemble shares one wrong count
     assert (summary["seed"], summary["training_seed"], summary["verified_by"]) == (0, 7, "oracle")
     assert summary["auditor"] == {"name": str(finished_run / "auditor"), "trained": True}
 
@@ -138,6 +143,8 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
     assert "trained          40   0.750 [0.598, 0.858]" in printed
     assert "1 skills with 10 or more verified failures" in printed
     assert "20 / 20" in printed
+    assert "0.000 [0.000, 0.161] of failures to come are of a new type (0.000 type or answer): keep going" in printed
+    assert "the oracle contradicts 10 of 30 shared answers" in printed
     assert "discoveries.parquet (30 rows), questions.parquet (0 rows)" in printed
 
 

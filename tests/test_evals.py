@@ -1,0 +1,30 @@
+"""evals.py: drawn answers beside the greedy ones."""
+
+import numpy as np
+import pytest
+from tiny_zoo import tiny
+
+from auditdm_jax.evals import Answerer
+
+QUESTIONS = ["what color is the star?", "how many objects are there?", "what is the weather?"]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    return Answerer(tiny("m", "gemma3", 0), batch_size=2), images
+
+
+def test_at_temperature_0_every_answer_is_the_greedy_one(asked):
+    answerer, images = asked
+    greedy = answerer(images, QUESTIONS)
+    assert answerer.answers(images, QUESTIONS, 2, 0.0) == [[answer] * 2 for answer in greedy]
+
+
+def test_drawn_answers_depend_on_the_seed_alone(asked):
+    answerer, images = asked
+    drawn = answerer.answers(images, QUESTIONS, 4, 1.0, seed=1)
+    assert [len(answers) for answers in drawn] == [4, 4, 4]
+    assert len(set(drawn[0])) > 1
+    assert drawn == answerer.answers(images, QUESTIONS, 4, 1.0, seed=1)
+    assert drawn != answerer.answers(images, QUESTIONS, 4, 1.0, seed=2)
