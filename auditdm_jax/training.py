@@ -32,6 +32,9 @@ from auditdm_jax.step import make_step
 
 ARCHIVE_SIZE = 4096
 PROBE_DRAWS = 2**31
+RESOURCES = tuple(f"probing.render.{name}" for name in ("device", "micro_batch_size", "cpu_offload"))
+MAY_DIFFER = ("steps", "resume", "overwrite", "checkpoint_every", "out", *RESOURCES)
+"""Settings of a run that may be others when it is resumed."""
 
 
 class Players(NamedTuple):
@@ -190,9 +193,7 @@ def train(config: TrainConfig) -> Path:
     if config.overwrite and not config.resume:
         for part in ("checkpoints", "auditor", "audit", "rectify"):
             shutil.rmtree(run / part, ignore_errors=True)
-    resources = (f"probing.render.{name}" for name in ("device", "micro_batch_size", "cpu_offload"))
-    may_differ = ("steps", "resume", "overwrite", "checkpoint_every", "out", *resources)
-    checkpoints = Checkpointer(run, asdict(config), may_differ=may_differ, fresh=not config.resume)
+    checkpoints = Checkpointer(run, asdict(config), may_differ=MAY_DIFFER, fresh=not config.resume)
     first = 0
     if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
         state, first = replace(state, trained=restored.state), restored.step
