@@ -7,6 +7,7 @@ that fails is told of, and tried again the next time; the others go on.
 """
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -66,11 +67,7 @@ def run_all(cells: Sequence[Cell], folder: Path) -> None:
     """Finishes all runs. Raises UserError in the end if some have failed."""
     failed: dict[Path, str] = {}
     runs = [run for cell in cells for run in cell.runs]
-    print(
-        ", ".join(
-            f"{sum(stage(run) == name for run in runs)} {name}" for name in ("finished", "trained", "begun", "to do")
-        )
-    )
+    print(", ".join(f"{count} {name}" for name, count in Counter(map(stage, runs)).items()))
     for cell in cells:
         todo = [run for run in cell.runs if stage(run) != "finished"]
         for run in todo:

@@ -94,8 +94,8 @@ def table(results: Mapping[str, Mapping[int, Result]]) -> str:
     ]
     lines = [head, *(f"| {' | '.join(map(_safe, row))} |" for row in rows), ""]
     lines += [
-        f"claimed, verified: share of an audit's questions; skills, types: those with {ENOUGH} or more verified failures. "
-        f"In brackets the 95 % t interval over seeds, in parentheses the values of fewer than {FEWEST} seeds.",
+        f"claimed, verified: share of an audit's questions; skills, types: those with {ENOUGH} or more verified "
+        f"failures. In brackets the 95 % t interval over seeds, in parentheses single values if fewer than {FEWEST}.",
         "",
     ]
     if len(results) < 2:

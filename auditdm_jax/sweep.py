@@ -88,7 +88,7 @@ KNOWN = settings_of(TrainConfig) | {AUDIT + name: setting for name, setting in s
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of TOML is one of a setting's type: a list of a tuple's, an int of a float's, "None" of None's."""
+    """Whether a value of TOML is of a setting's type: a list is of a tuple's, an int of a float's, "None" of None's."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in parts
