@@ -71,7 +71,8 @@ class Setting(NamedTuple):
 
 def settings_of(config_type: type, above: str = "", path: tuple[str, ...] = ()) -> dict[str, Setting]:
     """All settings of a configuration by the names of the command line."""
-    hints, found = get_type_hints(config_type, include_extras=True), {}
+    hints = get_type_hints(config_type, include_extras=True)
+    found: dict[str, Setting] = {}
     for field in fields(config_type):
         hint, inner = hints[field.name], (*path, field.name)
         name = above + field.name.replace("_", "-")
