@@ -61,6 +61,8 @@ def svg(cells: Mapping[str, Sequence[Path]]) -> str:
 
 def _curve(curve: Curve, color: str, last: int) -> list[str]:
     """Mean and interval, or the single seeds where they are too few for one."""
+    if not curve:
+        return []
     mean = [(step, float(np.mean(values))) for step, values in curve.items()]
     if any(len(values) < FEWEST for values in curve.values()):
         seeds = zip(*curve.values(), strict=True)

@@ -6,7 +6,7 @@ are they where images are made anew, between what the auditor writes and what is
 dynamic sampling (arXiv:2503.14476) the rollouts of several batches, compiled as one function, come before one update.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,6 @@ def make_step(
     settings: StepSettings,
     translate: Translate | None = None,
     prober: Prober | None = None,
-    seeds: bool = False,
 ):
     """step(state, images, draw=None) -> (state, metrics, record).
 
@@ -47,18 +46,44 @@ def make_step(
     if translate is not None or prober is not None:
         return lambda state, images, draw=None: audit_step(state, images, ask_once, cast.auditor.config, settings)
 
+    fused = jax.jit(trained_step(ask_once, cast, settings), donate_argnums=0)
+
+    def step(state: AuditState, images: Array, draw: Draw | None = None) -> tuple[AuditState, dict, dict]:
+        # Only what trains is donated and returned: the frozen arrays stay where they are, uncopied.
+        trained, metrics, record = fused(state.trained, state.frozen, images)
+        return AuditState(trained, state.frozen), metrics, record
+
+    return step
+
+
+def trained_step(ask_once: Callable, cast: Cast, settings: StepSettings) -> Callable:
+    """`audit_step` as a function of what trains, what is frozen, and the images."""
+
     def one(trained: Trained, frozen: Frozen, images: Array) -> tuple[Trained, dict, dict]:
         state, metrics, record = audit_step(
             AuditState(trained, frozen), images, ask_once, cast.auditor.config, settings
         )
         return state.trained, metrics, record
 
-    fused = jax.jit(jax.vmap(one, in_axes=(0, None, 0)) if seeds else one, donate_argnums=0)
+    return one
 
-    def step(state: AuditState, images: Array, draw: Draw | None = None) -> tuple[AuditState, dict, dict]:
-        # Only what trains is donated and returned: the frozen arrays stay where they are, uncopied.
-        trained, metrics, record = fused(state.trained, state.frozen, images)
-        return AuditState(trained, state.frozen), metrics, record
+
+def make_joint_step(cast: Cast, settings: StepSettings):
+    """step(states, images) -> for each run (state, metrics, record): a step of several runs, whose seeds alone differ,
+    as one compiled function. The frozen models are those of the first: all have the same.
+    """
+    one = trained_step(partial(collect, cast=cast, settings=settings, translate=None), cast, settings)
+
+    @partial(jax.jit, donate_argnums=0)
+    def fused(trained: list[Trained], frozen: Frozen, images: Array) -> list[tuple[Trained, dict, dict]]:
+        stacked = jax.tree.map(lambda *runs: jnp.stack(runs), *trained)
+        done = jax.vmap(one, in_axes=(0, None, 0))(stacked, frozen, images)
+        return [jax.tree.map(lambda x: x[i], done) for i in range(len(trained))]  # noqa: B023 - called at once
+
+    def step(states: Sequence[AuditState], images: Sequence[Array]) -> list[tuple[AuditState, dict, dict]]:
+        frozen = states[0].frozen
+        done = fused([state.trained for state in states], frozen, jnp.stack(images))
+        return [(AuditState(trained, frozen), metrics, record) for trained, metrics, record in done]
 
     return step
 

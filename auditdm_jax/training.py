@@ -175,54 +175,78 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
     return shares | {"skills": len(skills)}
 
 
-def train(config: TrainConfig) -> Path:
-    """Run or resume a training run; returns its folder, with the trained auditor in `auditor/`."""
-    run = Path(config.out) / config.name
-    players = load_players(config)
-    settings = step_settings(config)
-    state = initial_state(config, players, settings.optimizer)
+class Opened(NamedTuple):
+    """A run that can begin or go on: its state after `first` steps, its images, its checkpoints."""
+
+    folder: Path
+    state: AuditState
+    first: int
+    source: Source
+    held_out: Source
+    checkpoints: Checkpointer
+
+    def save(self, number: int, state: AuditState) -> None:
+        position = {"train": self.source.get_state(), "heldout": self.held_out.get_state()}
+        self.checkpoints.save(number, state.trained, position)
+
+    def close(self, state: AuditState, auditor: VLM) -> Path:
+        """Writes the trained auditor; returns the folder."""
+        save_auditor(self.folder / "auditor", state, auditor)
+        self.checkpoints.close()
+        if isinstance(self.source, ImageSource) and self.source.skipped:
+            print(f"images skipped: {reasons(self.source.skipped)}")
+        return self.folder
+
+
+def open_run(config: TrainConfig, players: Players, settings: StepSettings) -> Opened:
+    """A new run, or one that is resumed. Raises UserError if its folder holds another."""
+    folder = Path(config.out) / config.name
+    state, first = initial_state(config, players, settings.optimizer), 0
     size = input_size(players)
     source, held_out = open_source(config, size, "train"), open_source(config, size, "heldout")
-    cast = cast_of(players, instructions_of(config))
-    studio = Studio.load(config.probing)
-    if studio:
-        studio.check_size(size)
-        used_by_all(config)
-    prober = studio and Prober.of_run(config, players.auditor, cast.auditor.prompts, config.grpo.temperature, studio)
     # Only now, when all that was named has been found, may an earlier run give way.
     if config.overwrite and not config.resume:
         for part in ("checkpoints", "auditor", "audit", "rectify"):
-            shutil.rmtree(run / part, ignore_errors=True)
-    checkpoints = Checkpointer(run, asdict(config), may_differ=MAY_DIFFER, fresh=not config.resume)
-    first = 0
+            shutil.rmtree(folder / part, ignore_errors=True)
+    checkpoints = Checkpointer(folder, asdict(config), may_differ=MAY_DIFFER, fresh=not config.resume)
     if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
         state, first = replace(state, trained=restored.state), restored.step
         source.set_state(restored.position["train"])
         held_out.set_state(restored.position["heldout"])
+    return Opened(folder, state, first, source, held_out, checkpoints)
+
+
+def train(config: TrainConfig) -> Path:
+    """Run or resume a training run; returns its folder, with the trained auditor in `auditor/`."""
+    players = load_players(config)
+    settings = step_settings(config)
+    cast = cast_of(players, instructions_of(config))
+    studio = Studio.load(config.probing)
+    if studio:
+        studio.check_size(input_size(players))
+        used_by_all(config)
+    prober = studio and Prober.of_run(config, players.auditor, cast.auditor.prompts, config.grpo.temperature, studio)
+    run = open_run(config, players, settings)
+    state = run.state
     translate = None if share_tokens(players) else retokenizer(players)
     step = make_step(cast, settings, translate, prober)
 
     def draw() -> Any:
-        return next(source)["image"]
+        return next(run.source)["image"]
 
-    with Log(run, first, config.steps) as log:
-        if first == 0:
-            log.write(0, probe(step, state, next(held_out), players.auditor))
-        for number in range(first + 1, config.steps + 1):
+    with Log(run.folder, run.first, config.steps) as log:
+        if run.first == 0:
+            log.write(0, probe(step, state, next(run.held_out), players.auditor))
+        for number in range(run.first + 1, config.steps + 1):
             state, metrics, _ = step(state, draw(), draw)
             log.step(number, metrics)
             if number % config.probe_every == 0 or number == config.steps:
                 log.flush()
-                log.write(number, probe(step, state, next(held_out), players.auditor))
+                log.write(number, probe(step, state, next(run.held_out), players.auditor))
             if number % config.checkpoint_every == 0 or number == config.steps:
                 log.flush()
-                position = {"train": source.get_state(), "heldout": held_out.get_state()}
-                checkpoints.save(number, state.trained, position)
-    save_auditor(run / "auditor", state, players.auditor)
-    checkpoints.close()
-    if isinstance(source, ImageSource) and source.skipped:
-        print(f"images skipped: {reasons(source.skipped)}")
-    return run
+                run.save(number, state)
+    return run.close(state, players.auditor)
 
 
 def used_by_all(config: TrainConfig) -> None:
@@ -243,10 +267,18 @@ def input_size(players: Players) -> int:
 
 def probe(step, state: AuditState, batch: dict, auditor: VLM) -> dict[str, float]:
     """Claimed and, for scenes, verified success on held-out images: a step whose update is thrown away."""
+    _, metrics, record = step(probe_copy(state), batch["image"])
+    return probed(metrics, record, batch, auditor)
+
+
+def probe_copy(state: AuditState) -> AuditState:
+    """The state for a probe: with draws apart from those of the next step."""
     trained = jax.tree.map(jnp.copy, state.trained)  # the step donates what it is given
-    # With draws apart from those of the next step.
-    copy = replace(state, trained=replace(trained, key=jax.random.fold_in(trained.key, PROBE_DRAWS)))
-    _, metrics, record = step(copy, batch["image"])
+    return replace(state, trained=replace(trained, key=jax.random.fold_in(trained.key, PROBE_DRAWS)))
+
+
+def probed(metrics: dict, record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
+    """What is logged of a probe."""
     shares = verified(record, batch, auditor) if "scene" in batch else {}
     return {f"heldout/{name}": value for name, value in shares.items()} | {
         "heldout/claimed": float(metrics["outcome/claimed"])

@@ -41,9 +41,10 @@ def sweep(tmp_path, text):
 
 
 @pytest.mark.parametrize("config", [TrainConfig, AuditConfig])
-def test_settings_have_the_names_of_the_command_line(config):
-    options = {word for action in tyro.extras.get_parser(config)._actions for word in action.option_strings}
-    typed = {word.removeprefix("--") for word in options if word.startswith("--")}
+def test_settings_have_the_names_of_the_command_line(config, capfd):
+    with pytest.raises(SystemExit):
+        tyro.cli(config, args=["--help"])
+    typed = set(re.findall(r"--([a-z][\w.-]*)", "".join(capfd.readouterr())))
     switched_off = {word for word in typed if re.sub(r"(^|\.)no-", r"\1", word) in typed}
     assert set(settings_of(config)) == typed - switched_off - {"help"}
 
