@@ -102,6 +102,24 @@ def test_a_run_that_fails_does_not_stop_the_others(fake, tmp_path):
     assert fake.done == [("train", 0, 1), ("audit", 0, 1)]
 
 
+def test_together_the_seeds_of_a_cell_train_first(fake, monkeypatch):
+    fake.broken.add((60, 1))
+
+    def jointly(configs):
+        fake.done.append(("jointly", configs[0].reward.diversity, [config.seed for config in configs]))
+        for config in configs:
+            module.train(config)
+
+    monkeypatch.setattr(module, "train_jointly", jointly)
+    with pytest.raises(UserError, match="1 of 6 runs failed"):
+        ablate(dataclasses.replace(fake.config, together=True))
+    assert [done for done in fake.done if done[0] == "jointly"] == [("jointly", d, [0, 1, 2]) for d in (0, 60)]
+    # The seed that fails fails again on its own, the one after it does not.
+    assert fake.done[-5:] == [
+        ("train", 60, 1), ("audit", 60, 0), ("train", 60, 1), ("train", 60, 2), ("audit", 60, 2)
+    ]  # fmt: skip
+
+
 def test_the_list_runs_nothing(fake, capsys):
     ablate(dataclasses.replace(fake.config, list=True))
     assert fake.done == []
