@@ -105,15 +105,15 @@ def table(results: Mapping[str, Mapping[int, Result]]) -> str:
     for label in list(results)[1:]:
         row = [found[label, name] for name in MEASURES]
         lines.append(f"| {_safe(label)} | {row[0].n} | {' | '.join(map(_difference, row))} |")
-    return "\n".join([*lines, "", *verdict(found, first)])
+    return "\n".join([*lines, "", *verdict(found)])
 
 
-def verdict(found: Mapping[tuple[str, str], Difference], first: str) -> list[str]:
+def verdict(found: Mapping[tuple[str, str], Difference]) -> list[str]:
     """Which differences are larger than seed noise, in sentences."""
     tested = {key: value for key, value in found.items() if not math.isnan(value.p)}
     if not tested:
-        return [f"Nothing can be said about differences: that takes {FEWEST} seeds or more, which do not all agree."]
-    sure = [f"{label}: {name} {_difference(d)}" for (label, name), d in tested.items() if d.corrected < LEVEL]
+        return [f"Nothing can be said of differences: that takes {FEWEST} seeds of both cells, and noise among them."]
+    sure = [f"{_safe(label)}: {name} {_difference(d)}" for (label, name), d in tested.items() if d.corrected < LEVEL]
     alone = sum(d.p < LEVEL for d in tested.values()) - len(sure)
     return [
         f"Larger than seed noise (**; paired t tests, p < {LEVEL} after Holm's correction for the {len(tested)} "

@@ -17,6 +17,7 @@ from auditdm_jax.errors import one_line
 
 LINES = {"heldout/claimed": ("claimed", "#d55e00"), "heldout/oracle/verified": ("verified", "#0072b2")}
 """Metrics that are drawn, as shares of held-out questions; their names and colors."""
+CAPTION = f"held-out images, by step; shaded: 95 % t interval over seeds; thin: single ones of fewer than {FEWEST}"
 WIDTH, HEIGHT, GAP, TOP, ACROSS = 220, 130, 50, 40, 4
 
 Curve = dict[int, list[float]]
@@ -39,7 +40,7 @@ def svg(cells: Mapping[str, Sequence[Path]]) -> str:
     last = max((step for cell in curves.values() for curve in cell.values() for step in curve), default=1) or 1
     first = next(iter(curves.values()), {}).get("heldout/oracle/verified", {})
     across = min(ACROSS, len(curves)) or 1
-    size = (across * (WIDTH + GAP) + GAP, math.ceil(len(curves) / across) * (HEIGHT + TOP + GAP) + GAP)
+    size = (max(2, across) * (WIDTH + GAP) + GAP, math.ceil(len(curves) / across) * (HEIGHT + TOP + GAP) + GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" font-family="sans-serif" '
         f'font-size="11"><rect width="100%" height="100%" fill="white"/>'
@@ -47,9 +48,7 @@ def svg(cells: Mapping[str, Sequence[Path]]) -> str:
     keys = [*LINES.values(), ("verified, first cell", "#999999")]
     for number, (name, color) in enumerate(keys):
         parts.append(f'<text x="{GAP + 90 * number}" y="20" fill="{color}">{name}</text>')
-    seeds = {len(values) for cell in curves.values() for curve in cell.values() for values in curve.values()}
-    shown = "95 % t interval" if min(seeds, default=0) >= FEWEST else "thin: single seeds"
-    parts.append(f'<text x="{GAP + 90 * (len(keys) + 0.5)}" y="20">held-out images, by step; {shown}</text>')
+    parts.append(f'<text x="{GAP}" y="38">{CAPTION}</text>')
     for number, (label, cell) in enumerate(curves.items()):
         place = (GAP + number % across * (WIDTH + GAP), TOP + GAP + number // across * (HEIGHT + TOP + GAP))
         drawn = [_line([(step, float(np.mean(values))) for step, values in first.items()], "#999999", last)]

@@ -52,7 +52,6 @@ def test_too_few_seeds_are_drawn_one_by_one(runs):
     assert not root.findall(f".//{SPACE}polygon")
     # The first cell's, then of two metrics two seeds and their mean; nothing of a cell without runs but that.
     assert [len(panel.findall(f"{SPACE}polyline")) for panel in panels] == [7, 7, 1]
-    assert "thin: single seeds" in "".join(root.itertext())
 
 
 def test_nothing_finished_is_an_empty_picture():
