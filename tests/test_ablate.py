@@ -58,7 +58,9 @@ def test_a_sweep_trains_audits_and_compares(fake, tmp_path, capsys):
     order = [(what, diversity, seed) for diversity in (0, 60) for seed in (0, 1, 2) for what in ("train", "audit")]
     assert fake.done == order
     text = (tmp_path / "s" / "table.md").read_text()
-    assert text in capsys.readouterr().out.replace("a long report", "")
+    printed = capsys.readouterr().out
+    assert text in printed
+    assert "a long report" not in printed
     assert "| reward.diversity=0 | 0, 1, 2 | 0.500 [0.500, 0.500] |" in text
     assert "| reward.diversity=60 | 3 | +0.066 [+0.051, +0.081]** |" in text
     assert "Not in the table" not in text
