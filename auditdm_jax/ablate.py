@@ -28,9 +28,8 @@ from auditdm_jax.compare import MEASURES, measures_of, table
 from auditdm_jax.curves import svg
 from auditdm_jax.errors import UserError, one_line, run_cli
 from auditdm_jax.files import atomic_file, plain, read_json, write_parquet
-from auditdm_jax.joint import train_jointly
 from auditdm_jax.sweep import Cell, Run, read_sweep, spelled
-from auditdm_jax.training import train
+from auditdm_jax.training import train, train_jointly
 
 
 @dataclass(frozen=True)

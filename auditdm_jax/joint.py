@@ -1,67 +1,34 @@
-"""[host] Several seeds of one run trained together: a step of all is one compiled function, by vmap over what trains.
+"""[jit] A step of several runs that differ in their seeds alone: one compiled function, by vmap over what trains.
 
-Each run has its own folder, as if it had been trained alone; what it is there differs by rounding only. Images, models
-and channels must allow a step to be one compiled function: the auditor asks questions, in tokens that all models read.
+The auditor must ask questions only, in tokens that all models read, so that a step is one compiled function. What a run
+becomes differs from what it would be alone by rounding.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 
-from auditdm_jax.channels import instructions_of
-from auditdm_jax.config import TrainConfig
-from auditdm_jax.log import Log
-from auditdm_jax.step import make_joint_step
-from auditdm_jax.training import (
-    cast_of,
-    load_players,
-    open_run,
-    probe_copy,
-    probed,
-    share_tokens,
-    step_settings,
-    train,
-)
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from auditdm_jax.collect import StepSettings, collect
+from auditdm_jax.state import AuditState, Cast, Frozen, Trained
+from auditdm_jax.step import trained_step
 
 
-def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
-    """Runs or resumes trainings that differ in name and seed alone; returns their folders.
+def make_joint_step(cast: Cast, settings: StepSettings):
+    """step(states, images) -> for each run (state, metrics, record). All share the frozen models of the first."""
+    one = trained_step(partial(collect, cast=cast, settings=settings, translate=None), cast, settings)
 
-    One after another where they have no step in common, or stopped at different ones.
-    """
-    config = configs[0]
-    players, settings = load_players(config), step_settings(config)
-    fused = config.probing.channels == ("question",) and not config.grpo.max_resamples and share_tokens(players)
-    runs = [open_run(each, players, settings) for each in configs] if fused else []
-    if len({run.first for run in runs}) != 1:
-        for run in runs:
-            run.checkpoints.close()
-        return [train(each) for each in configs]
-    step = make_joint_step(cast_of(players, instructions_of(config)), settings)
-    states, first = [run.state for run in runs], runs[0].first
-    with ExitStack() as stack:
-        logs = [stack.enter_context(Log(run.folder, run.first, config.steps)) for run in runs]
+    @partial(jax.jit, donate_argnums=0)
+    def fused(trained: list[Trained], frozen: Frozen, images: Array) -> list[tuple[Trained, dict, dict]]:
+        stacked = jax.tree.map(lambda *runs: jnp.stack(runs), *trained)
+        done = jax.vmap(one, in_axes=(0, None, 0))(stacked, frozen, images)
+        return [jax.tree.map(lambda x: x[i], done) for i in range(len(trained))]  # noqa: B023 - called at once
 
-        def probe(number: int) -> None:
-            batches = [next(run.held_out) for run in runs]
-            found = step([probe_copy(state) for state in states], [batch["image"] for batch in batches])
-            for log, (_, metrics, record), batch in zip(logs, found, batches, strict=True):
-                log.write(number, probed(metrics, record, batch, players.auditor))
+    def step(states: Sequence[AuditState], images: Sequence[Array], _=None) -> list[tuple[AuditState, dict, dict]]:
+        frozen = states[0].frozen
+        done = fused([state.trained for state in states], frozen, jnp.stack(images))
+        return [(AuditState(trained, frozen), metrics, record) for trained, metrics, record in done]
 
-        if first == 0:
-            probe(0)
-        for number in range(first + 1, config.steps + 1):
-            done = step(states, [next(run.source)["image"] for run in runs])
-            states = [state for state, _, _ in done]
-            for log, (_, metrics, _) in zip(logs, done, strict=True):
-                log.step(number, metrics)
-            last = number == config.steps
-            if number % config.probe_every == 0 or number % config.checkpoint_every == 0 or last:
-                for log in logs:
-                    log.flush()
-            if number % config.probe_every == 0 or last:
-                probe(number)
-            if number % config.checkpoint_every == 0 or last:
-                for run, state in zip(runs, states, strict=True):
-                    run.save(number, state)
-    return [run.close(state, players.auditor) for run, state in zip(runs, states, strict=True)]
+    return step

@@ -6,7 +6,7 @@ are they where images are made anew, between what the auditor writes and what is
 dynamic sampling (arXiv:2503.14476) the rollouts of several batches, compiled as one function, come before one update.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -66,26 +66,6 @@ def trained_step(ask_once: Callable, cast: Cast, settings: StepSettings) -> Call
         return state.trained, metrics, record
 
     return one
-
-
-def make_joint_step(cast: Cast, settings: StepSettings):
-    """step(states, images) -> for each run (state, metrics, record): a step of several runs, whose seeds alone differ,
-    as one compiled function. The frozen models are those of the first: all have the same.
-    """
-    one = trained_step(partial(collect, cast=cast, settings=settings, translate=None), cast, settings)
-
-    @partial(jax.jit, donate_argnums=0)
-    def fused(trained: list[Trained], frozen: Frozen, images: Array) -> list[tuple[Trained, dict, dict]]:
-        stacked = jax.tree.map(lambda *runs: jnp.stack(runs), *trained)
-        done = jax.vmap(one, in_axes=(0, None, 0))(stacked, frozen, images)
-        return [jax.tree.map(lambda x: x[i], done) for i in range(len(trained))]  # noqa: B023 - called at once
-
-    def step(states: Sequence[AuditState], images: Sequence[Array]) -> list[tuple[AuditState, dict, dict]]:
-        frozen = states[0].frozen
-        done = fused([state.trained for state in states], frozen, jnp.stack(images))
-        return [(AuditState(trained, frozen), metrics, record) for trained, metrics, record in done]
-
-    return step
 
 
 def audit_step(

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -11,23 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from auditdm_jax.answers import text_answer_id, token_bytes
+from auditdm_jax.answers import text_answer_id
 from auditdm_jax.channels import Prober, Studio, instructions_of, layout
 from auditdm_jax.checkpoint import Checkpointer
-from auditdm_jax.collect import Questions, StepSettings, Translate
+from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import atomic_folder
+from auditdm_jax.joint import make_joint_step
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import instruction_prompts, padded, template_for, texts_of
+from auditdm_jax.players import Players, cast_of, input_size, load_players, retokenizer, share_tokens
+from auditdm_jax.prompts import texts_of
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import scenes_in
-from auditdm_jax.scenes.zoo_paths import load_model
-from auditdm_jax.state import Auditor, AuditState, Cast, Frozen, Role, Trained
+from auditdm_jax.state import AuditState, Frozen, Trained
 from auditdm_jax.step import make_step
 
 ARCHIVE_SIZE = 4096
@@ -37,72 +39,12 @@ MAY_DIFFER = ("steps", "resume", "overwrite", "checkpoint_every", "out", *RESOUR
 """Settings of a run that may be others when it is resumed."""
 
 
-class Players(NamedTuple):
-    """The loaded models of a run."""
-
-    auditor: VLM
-    target: VLM
-    references: tuple[VLM, ...]
-
-
 class Source(Protocol):
     """Batches of images with a position that a checkpoint can hold."""
 
     def __next__(self) -> Any: ...
     def get_state(self) -> dict: ...
     def set_state(self, state: dict) -> None: ...
-
-
-def load_players(config: TrainConfig) -> Players:
-    dtype = jnp.dtype(config.dtype)
-    names = (config.models.auditor, config.models.target, *config.models.references)
-    auditor, target, *references = (load_model(name, dtype) for name in names)
-    return Players(auditor, target, tuple(references))
-
-
-def cast_of(players: Players, instructions: Sequence[str]) -> Cast:
-    """How each model is spoken to. instructions: one of each of the auditor's channels."""
-
-    def role(vlm: VLM) -> Role:
-        return Role(vlm.config, template_for(vlm), token_bytes(vlm.tokenizer))
-
-    return Cast(
-        Auditor(players.auditor.config, instruction_prompts(players.auditor, instructions)),
-        role(players.target),
-        tuple(role(vlm) for vlm in players.references),
-    )
-
-
-def share_tokens(players: Players) -> bool:
-    """Whether every model reads the auditor's token ids as the auditor writes them.
-
-    Special tokens, which are no part of a question, may be spelled otherwise; and ids without a token, which pad a
-    vocabulary to a round size, may mean something to another model.
-    """
-    auditor = players.auditor
-    special, size = set(auditor.tokenizer.all_special_ids), auditor.config.text.vocab_size
-    written = {i: token for token, i in auditor.tokenizer.get_vocab().items() if i < size and i not in special}
-    return all(
-        vlm.config.text.vocab_size > max(written)
-        and vlm.tokenizer.convert_ids_to_tokens(list(written)) == list(written.values())
-        for vlm in (players.target, *players.references)
-    )
-
-
-def retokenizer(players: Players) -> Translate:
-    """Questions in the auditor's tokens -> in those of another model, through text on the host."""
-    models = (players.target, *players.references)
-
-    def translate(questions: Questions, number: int) -> Questions:
-        vlm = models[number]
-        texts = texts_of(players.auditor.tokenizer, *questions)
-        tokens = vlm.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        # Twice the room: another vocabulary may cut the same words finer.
-        *lead, length = questions[0].shape
-        ids, mask = padded(tokens, 2 * length, vlm.config.pad_token_id)
-        return jnp.asarray(ids.reshape(*lead, 2 * length)), jnp.asarray(mask.reshape(*lead, 2 * length))
-
-    return translate
 
 
 def step_settings(config: TrainConfig) -> StepSettings:
@@ -218,6 +160,15 @@ def open_run(config: TrainConfig, players: Players, settings: StepSettings) -> O
 
 def train(config: TrainConfig) -> Path:
     """Run or resume a training run; returns its folder, with the trained auditor in `auditor/`."""
+    return train_jointly([config])[0]
+
+
+def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
+    """Runs that differ in name and seed alone, a step of all at once (`joint.py`); returns their folders.
+
+    One after another where that cannot be, or where they are resumed at different steps.
+    """
+    config = configs[0]
     players = load_players(config)
     settings = step_settings(config)
     cast = cast_of(players, instructions_of(config))
@@ -226,27 +177,46 @@ def train(config: TrainConfig) -> Path:
         studio.check_size(input_size(players))
         used_by_all(config)
     prober = studio and Prober.of_run(config, players.auditor, cast.auditor.prompts, config.grpo.temperature, studio)
-    run = open_run(config, players, settings)
-    state = run.state
+    runs = [open_run(each, players, settings) for each in configs]
+    states, first = [run.state for run in runs], runs[0].first
     translate = None if share_tokens(players) else retokenizer(players)
-    step = make_step(cast, settings, translate, prober)
+    if len(runs) == 1:
+        single = make_step(cast, settings, translate, prober)
+        step: Any = lambda states, images, draw=None: [single(states[0], images[0], draw)]  # noqa: E731
+    elif not (translate or prober or settings.grpo.max_resamples or any(run.first != first for run in runs)):
+        step = make_joint_step(cast, settings)
+    else:
+        for run in runs:
+            run.checkpoints.close()
+        return [train(each) for each in configs]
 
     def draw() -> Any:
-        return next(run.source)["image"]
+        return next(runs[0].source)["image"]
 
-    with Log(run.folder, run.first, config.steps) as log:
-        if run.first == 0:
-            log.write(0, probe(step, state, next(run.held_out), players.auditor))
-        for number in range(run.first + 1, config.steps + 1):
-            state, metrics, _ = step(state, draw(), draw)
-            log.step(number, metrics)
-            if number % config.probe_every == 0 or number == config.steps:
+    with ExitStack() as stack:
+        logs = [stack.enter_context(Log(run.folder, first, config.steps)) for run in runs]
+
+        def log_probes(number: int) -> None:
+            rows = probe(step, states, [next(run.held_out) for run in runs], players.auditor)
+            for log, row in zip(logs, rows, strict=True):
                 log.flush()
-                log.write(number, probe(step, state, next(run.held_out), players.auditor))
-            if number % config.checkpoint_every == 0 or number == config.steps:
-                log.flush()
-                run.save(number, state)
-    return run.close(state, players.auditor)
+                log.write(number, row)
+
+        if first == 0:
+            log_probes(0)
+        for number in range(first + 1, config.steps + 1):
+            done = step(states, [next(run.source)["image"] for run in runs], draw)
+            states = [state for state, _, _ in done]
+            for log, (_, metrics, _) in zip(logs, done, strict=True):
+                log.step(number, metrics)
+            last = number == config.steps
+            if number % config.probe_every == 0 or last:
+                log_probes(number)
+            if number % config.checkpoint_every == 0 or last:
+                for log, run, state in zip(logs, runs, states, strict=True):
+                    log.flush()
+                    run.save(number, state)
+    return [run.close(state, players.auditor) for run, state in zip(runs, states, strict=True)]
 
 
 def used_by_all(config: TrainConfig) -> None:
@@ -260,29 +230,21 @@ def used_by_all(config: TrainConfig) -> None:
             )
 
 
-def input_size(players: Players) -> int:
-    """Images are read at the largest size any model takes; the others resample on the device."""
-    return max(vlm.config.vision.image_size for vlm in (players.auditor, players.target, *players.references))
+def probe(step, states: Sequence[AuditState], batches: Sequence[dict], auditor: VLM) -> list[dict[str, float]]:
+    """Claimed and, for scenes, verified success of each run on held-out images: a step whose update is thrown away."""
+    done = step([_for_probe(state) for state in states], [batch["image"] for batch in batches])
+    rows = []
+    for batch, (_, metrics, record) in zip(batches, done, strict=True):
+        shares = verified(record, batch, auditor) if "scene" in batch else {}
+        row = {f"heldout/{name}": value for name, value in shares.items()}
+        rows.append(row | {"heldout/claimed": float(metrics["outcome/claimed"])})
+    return rows
 
 
-def probe(step, state: AuditState, batch: dict, auditor: VLM) -> dict[str, float]:
-    """Claimed and, for scenes, verified success on held-out images: a step whose update is thrown away."""
-    _, metrics, record = step(probe_copy(state), batch["image"])
-    return probed(metrics, record, batch, auditor)
-
-
-def probe_copy(state: AuditState) -> AuditState:
-    """The state for a probe: with draws apart from those of the next step."""
+def _for_probe(state: AuditState) -> AuditState:
+    """With draws apart from those of the next step."""
     trained = jax.tree.map(jnp.copy, state.trained)  # the step donates what it is given
     return replace(state, trained=replace(trained, key=jax.random.fold_in(trained.key, PROBE_DRAWS)))
-
-
-def probed(metrics: dict, record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
-    """What is logged of a probe."""
-    shares = verified(record, batch, auditor) if "scene" in batch else {}
-    return {f"heldout/{name}": value for name, value in shares.items()} | {
-        "heldout/claimed": float(metrics["outcome/claimed"])
-    }
 
 
 def save_auditor(folder: Path, state: AuditState, auditor: VLM) -> None:

@@ -1,4 +1,4 @@
-"""joint.py: seeds that train together train as they would alone."""
+"""joint.py and training.py: seeds that train together train as they would alone."""
 
 import dataclasses
 import json
@@ -11,10 +11,10 @@ import pytest
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import training
-from auditdm_jax.config import GRPO, Models, Probing, TrainConfig
-from auditdm_jax.joint import train_jointly
+from auditdm_jax.config import GRPO, Models, TrainConfig
+from auditdm_jax.joint import make_joint_step
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.step import make_joint_step, make_step
+from auditdm_jax.step import make_step
 
 SEEDS = (0, 1, 2)
 
@@ -71,11 +71,11 @@ def test_killed_and_resumed_together_or_alone_each_seed_has_its_run(configs, tmp
 
     monkeypatch.setattr(training.Log, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        train_jointly(joint)
+        training.train_jointly(joint)
     monkeypatch.setattr(training.Log, "step", write)
     resumed = [dataclasses.replace(config, resume=True) for config in joint]
     first = training.train(resumed[0])  # one goes on alone
-    assert train_jointly(resumed[1:]) == [Path(config.out) / config.name for config in joint[1:]]
+    assert training.train_jointly(resumed[1:]) == [Path(config.out) / config.name for config in joint[1:]]
     for folder, other in zip([first, *(tmp_path / "joint" / f"seed{n}" for n in SEEDS[1:])], alone, strict=True):
         for row, other_row in zip(rows_of(folder), rows_of(other), strict=True):
             assert row == pytest.approx(other_row, rel=1e-3, abs=1e-4)
@@ -83,8 +83,8 @@ def test_killed_and_resumed_together_or_alone_each_seed_has_its_run(configs, tmp
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), params, other_params)
 
 
-def test_what_has_no_step_in_common_is_trained_in_turn(configs, monkeypatch):
-    monkeypatch.setattr("auditdm_jax.joint.train", lambda config: Path(config.name))
-    for change in ({"probing": Probing(channels=("question", "edit"))}, {"grpo": GRPO(max_resamples=2)}):
-        changed = [dataclasses.replace(config, **change) for config in configs]
-        assert train_jointly(changed) == [Path("seed0"), Path("seed1"), Path("seed2")]
+def test_what_has_no_step_in_common_is_trained_in_turn(configs, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda config: Path(config.name))
+    resampling = GRPO(num_generations=4, max_resamples=2)
+    changed = [dataclasses.replace(config, out=str(tmp_path), grpo=resampling) for config in configs]
+    assert training.train_jointly(changed) == [Path("seed0"), Path("seed1"), Path("seed2")]
