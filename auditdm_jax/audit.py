@@ -291,6 +291,7 @@ def main(config: AuditConfig) -> dict[str, Any]:
         "max_answer_tokens": settings.max_answer_tokens,
         "dtype": settings.dtype,
         "files": files,
+        "settings": config,
     }
     write_json(folder / "summary.json", summary)
     print_report(summary, {name: len(rows) for name, rows in kept.items()}, folder)

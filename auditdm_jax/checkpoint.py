@@ -159,7 +159,7 @@ def check_config(
     may_differ: Sequence[str] = (),
 ) -> None:
     """Raises UserError naming the fields in which two configurations (JSON's types) differ."""
-    there, here = _flat(saved), _flat(config)
+    there, here = flat(saved), flat(config)
     differing = [
         f"{one_line(name, 40)} is {one_line(there.get(name, 'absent'), 40)} there "
         f"and {one_line(here.get(name, 'absent'), 40)} now"
@@ -175,12 +175,12 @@ def check_config(
         )
 
 
-def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Nested settings by dotted name."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
-    return flat
+        found |= flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

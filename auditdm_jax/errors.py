@@ -8,7 +8,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """Something the user can mend: "what is wrong; how to mend it"."""
+    """Something the user can mend: "what is wrong; how to mend it". Of several arguments each is a line."""
 
 
 def one_line(text: object, limit: int | None = None) -> str:
@@ -53,7 +53,9 @@ def run_cli(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         _fail("stopped by the keyboard", 130)
     except UserError as error:
-        _fail(str(error), 2)
+        for line in error.args[:-1]:
+            print(f"error: {one_line(line)}", file=sys.stderr)
+        _fail(error.args[-1], 2)
     except Exception as error:
         if is_disk_full(error):
             _fail(str(disk_full(getattr(error, "filename", None) or "a file")), 2)

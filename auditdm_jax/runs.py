@@ -20,7 +20,7 @@ def training_settings(run: Path) -> TrainConfig | None:
     if not path.exists():
         return None
     try:
-        return _rebuilt(TrainConfig(), read_json(path))
+        return rebuilt(TrainConfig(), read_json(path))
     except TypeError as error:
         problem = f"{one_line(path)} holds no settings of a run ({error})"
         raise UserError(f"{problem}; give another --name") from None
@@ -47,7 +47,7 @@ def audited_models(run: Path, trained: Models, config: RectifyConfig) -> Models:
     audited = trained
     if path.exists() and not config.discoveries:
         try:
-            audited = _rebuilt(trained, read_json(path).get("models", {}))
+            audited = rebuilt(trained, read_json(path).get("models", {}))
         except (AttributeError, TypeError) as error:
             raise UserError(f"{one_line(path)} names no models ({error}); run audit.py again") from None
     named = {role: getattr(config, role) for role in ("target", "references") if getattr(config, role)}
@@ -63,6 +63,15 @@ def audit_settings(config: AuditConfig) -> tuple[TrainConfig, str]:
     run = Path(config.out) / config.name
     settings = training_settings(run) or TrainConfig()
     trained = trained_auditor(run)
+    settings = audited_settings(settings, config, bool(trained))
+    return settings, (config.auditor or trained) if trained else ""
+
+
+def audited_settings(settings: TrainConfig, config: AuditConfig, trained: bool) -> TrainConfig:
+    """Settings of a run with the models that an audit of it names. Raises UserError if they cannot stand together.
+
+    trained: whether the run has an auditor of its own.
+    """
     # Without a run the auditor that is named has not been trained: it takes the untrained one's place.
     roles = ("target", "references", "verifier", *(() if trained else ("auditor",)))
     named = {role: getattr(config, role) for role in roles if getattr(config, role)}
@@ -75,10 +84,10 @@ def audit_settings(config: AuditConfig) -> tuple[TrainConfig, str]:
             f"the verifier {models.verifier!r} is also the target or a reference: it would judge itself; "
             "name another --verifier"
         )
-    return settings, (config.auditor or trained) if trained else ""
+    return settings
 
 
-def _rebuilt(like: Any, saved: Any) -> Any:
+def rebuilt(like: Any, saved: Any) -> Any:
     """The dataclass `like` with the values that `saved` (JSON's types) has for its fields."""
     if not isinstance(saved, dict):
         raise TypeError(f"{type(like).__name__} is no object")
@@ -86,7 +95,7 @@ def _rebuilt(like: Any, saved: Any) -> Any:
     for name in (field.name for field in fields(like) if field.name in saved):
         old, new = getattr(like, name), saved[name]
         if is_dataclass(old):
-            known[name] = _rebuilt(old, new)
+            known[name] = rebuilt(old, new)
             continue
         numbers = (int, float)
         wanted = list if isinstance(old, tuple) else numbers if isinstance(old, numbers) else type(old)

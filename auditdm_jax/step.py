@@ -26,7 +26,12 @@ from auditdm_jax.state import AuditState, Cast, Frozen, Params, Trained
 Draw = Callable[[], Array]
 
 
-def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = None, prober: Prober | None = None):
+def make_step(
+    cast: Cast,
+    settings: StepSettings,
+    translate: Translate | None = None,
+    prober: Prober | None = None,
+):
     """step(state, images, draw=None) -> (state, metrics, record).
 
     translate: None where every model reads the auditor's tokens. prober: None where the auditor only asks. draw: gives
@@ -41,12 +46,7 @@ def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = 
     if translate is not None or prober is not None:
         return lambda state, images, draw=None: audit_step(state, images, ask_once, cast.auditor.config, settings)
 
-    @partial(jax.jit, donate_argnums=0)
-    def fused(trained: Trained, frozen: Frozen, images: Array) -> tuple[Trained, dict, dict]:
-        state, metrics, record = audit_step(
-            AuditState(trained, frozen), images, ask_once, cast.auditor.config, settings
-        )
-        return state.trained, metrics, record
+    fused = jax.jit(trained_step(ask_once, cast, settings), donate_argnums=0)
 
     def step(state: AuditState, images: Array, draw: Draw | None = None) -> tuple[AuditState, dict, dict]:
         # Only what trains is donated and returned: the frozen arrays stay where they are, uncopied.
@@ -54,6 +54,18 @@ def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = 
         return AuditState(trained, state.frozen), metrics, record
 
     return step
+
+
+def trained_step(ask_once: Callable, cast: Cast, settings: StepSettings) -> Callable:
+    """`audit_step` as a function of what trains, what is frozen, and the images."""
+
+    def one(trained: Trained, frozen: Frozen, images: Array) -> tuple[Trained, dict, dict]:
+        state, metrics, record = audit_step(
+            AuditState(trained, frozen), images, ask_once, cast.auditor.config, settings
+        )
+        return state.trained, metrics, record
+
+    return one
 
 
 def audit_step(

@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -13,36 +14,32 @@ import numpy as np
 import optax
 
 from auditdm_jax.alarms import duplicates
-from auditdm_jax.answers import text_answer_id, token_bytes
+from auditdm_jax.answers import text_answer_id
 from auditdm_jax.channels import Prober, Studio, instructions_of, layout
 from auditdm_jax.checkpoint import Checkpointer
-from auditdm_jax.collect import Questions, StepSettings, Translate
+from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import atomic_folder
 from auditdm_jax.health import weight_warnings
+from auditdm_jax.joint import make_joint_step
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import instruction_prompts, padded, template_for, texts_of
+from auditdm_jax.players import Players, cast_of, input_size, load_players, retokenizer, share_tokens
+from auditdm_jax.prompts import texts_of
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import scenes_in
-from auditdm_jax.scenes.zoo_paths import load_model
-from auditdm_jax.state import Auditor, AuditState, Cast, Frozen, Role, Trained
+from auditdm_jax.state import AuditState, Frozen, Trained
 from auditdm_jax.step import make_step
 
 ARCHIVE_SIZE = 4096
 PROBE_DRAWS = 2**31
-
-
-class Players(NamedTuple):
-    """The loaded models of a run."""
-
-    auditor: VLM
-    target: VLM
-    references: tuple[VLM, ...]
+RESOURCES = tuple(f"probing.render.{name}" for name in ("device", "micro_batch_size", "cpu_offload"))
+MAY_DIFFER = ("steps", "resume", "overwrite", "checkpoint_every", "out", *RESOURCES)
+"""Settings of a run that may be others when it is resumed."""
 
 
 class Source(Protocol):
@@ -51,58 +48,6 @@ class Source(Protocol):
     def __next__(self) -> Any: ...
     def get_state(self) -> dict: ...
     def set_state(self, state: dict) -> None: ...
-
-
-def load_players(config: TrainConfig) -> Players:
-    dtype = jnp.dtype(config.dtype)
-    names = (config.models.auditor, config.models.target, *config.models.references)
-    auditor, target, *references = (load_model(name, dtype) for name in names)
-    return Players(auditor, target, tuple(references))
-
-
-def cast_of(players: Players, instructions: Sequence[str]) -> Cast:
-    """How each model is spoken to. instructions: one of each of the auditor's channels."""
-
-    def role(vlm: VLM) -> Role:
-        return Role(vlm.config, template_for(vlm), token_bytes(vlm.tokenizer))
-
-    return Cast(
-        Auditor(players.auditor.config, instruction_prompts(players.auditor, instructions)),
-        role(players.target),
-        tuple(role(vlm) for vlm in players.references),
-    )
-
-
-def share_tokens(players: Players) -> bool:
-    """Whether every model reads the auditor's token ids as the auditor writes them.
-
-    Special tokens, which are no part of a question, may be spelled otherwise; and ids without a token, which pad a
-    vocabulary to a round size, may mean something to another model.
-    """
-    auditor = players.auditor
-    special, size = set(auditor.tokenizer.all_special_ids), auditor.config.text.vocab_size
-    written = {i: token for token, i in auditor.tokenizer.get_vocab().items() if i < size and i not in special}
-    return all(
-        vlm.config.text.vocab_size > max(written)
-        and vlm.tokenizer.convert_ids_to_tokens(list(written)) == list(written.values())
-        for vlm in (players.target, *players.references)
-    )
-
-
-def retokenizer(players: Players) -> Translate:
-    """Questions in the auditor's tokens -> in those of another model, through text on the host."""
-    models = (players.target, *players.references)
-
-    def translate(questions: Questions, number: int) -> Questions:
-        vlm = models[number]
-        texts = texts_of(players.auditor.tokenizer, *questions)
-        tokens = vlm.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        # Twice the room: another vocabulary may cut the same words finer.
-        *lead, length = questions[0].shape
-        ids, mask = padded(tokens, 2 * length, vlm.config.pad_token_id)
-        return jnp.asarray(ids.reshape(*lead, 2 * length)), jnp.asarray(mask.reshape(*lead, 2 * length))
-
-    return translate
 
 
 def step_settings(config: TrainConfig) -> StepSettings:
@@ -183,61 +128,111 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
     return shares | {"skills": len(skills)}
 
 
-def train(config: TrainConfig) -> Path:
-    """Run or resume a training run; returns its folder, with the trained auditor in `auditor/`."""
-    run = Path(config.out) / config.name
-    players = load_players(config)
-    settings = step_settings(config)
-    state = initial_state(config, players, settings.optimizer)
+class Opened(NamedTuple):
+    """A run that can begin or go on: its state after `first` steps, its images, its checkpoints."""
+
+    folder: Path
+    state: AuditState
+    first: int
+    source: Source
+    held_out: Source
+    checkpoints: Checkpointer
+
+    def save(self, number: int, state: AuditState) -> None:
+        position = {"train": self.source.get_state(), "heldout": self.held_out.get_state()}
+        self.checkpoints.save(number, state.trained, position)
+
+    def close(self, state: AuditState, auditor: VLM) -> Path:
+        """Writes the trained auditor; returns the folder."""
+        save_auditor(self.folder / "auditor", state, auditor)
+        self.checkpoints.close()
+        if isinstance(self.source, ImageSource) and self.source.skipped:
+            print(f"images skipped: {reasons(self.source.skipped)}")
+        return self.folder
+
+
+def open_run(config: TrainConfig, players: Players, settings: StepSettings) -> Opened:
+    """A new run, or one that is resumed. Raises UserError if its folder holds another."""
+    folder = Path(config.out) / config.name
+    state, first = initial_state(config, players, settings.optimizer), 0
     size = input_size(players)
     source, held_out = open_source(config, size, "train"), open_source(config, size, "heldout")
-    cast = cast_of(players, instructions_of(config))
-    studio = Studio.load(config.probing)
-    if studio:
-        studio.check_size(size)
-        used_by_all(config)
-    prober = studio and Prober.of_run(config, players.auditor, cast.auditor.prompts, config.grpo.temperature, studio)
     # Only now, when all that was named has been found, may an earlier run give way.
     if config.overwrite and not config.resume:
         for part in ("checkpoints", "auditor", "audit", "rectify"):
-            shutil.rmtree(run / part, ignore_errors=True)
-    resources = (f"probing.render.{name}" for name in ("device", "micro_batch_size", "cpu_offload"))
-    may_differ = ("steps", "resume", "overwrite", "checkpoint_every", "out", *resources)
-    checkpoints = Checkpointer(run, asdict(config), may_differ=may_differ, fresh=not config.resume)
-    first = 0
+            shutil.rmtree(folder / part, ignore_errors=True)
+    checkpoints = Checkpointer(folder, asdict(config), may_differ=MAY_DIFFER, fresh=not config.resume)
     if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
         state, first = replace(state, trained=restored.state), restored.step
         source.set_state(restored.position["train"])
         held_out.set_state(restored.position["heldout"])
+    return Opened(folder, state, first, source, held_out, checkpoints)
+
+
+def train(config: TrainConfig) -> Path:
+    """Run or resume a training run; returns its folder, with the trained auditor in `auditor/`."""
+    return train_jointly([config])[0]
+
+
+def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
+    """Runs that differ in name and seed alone, a step of all at once (`joint.py`); returns their folders.
+
+    One after another where that cannot be, or where they are resumed at different steps.
+    """
+    config = configs[0]
+    players = load_players(config)
+    settings = step_settings(config)
+    cast = cast_of(players, instructions_of(config))
+    studio = Studio.load(config.probing)
+    if studio:
+        studio.check_size(input_size(players))
+        used_by_all(config)
+    prober = studio and Prober.of_run(config, players.auditor, cast.auditor.prompts, config.grpo.temperature, studio)
+    runs = [open_run(each, players, settings) for each in configs]
+    states, first = [run.state for run in runs], runs[0].first
     translate = None if share_tokens(players) else retokenizer(players)
-    step = make_step(cast, settings, translate, prober)
+    if len(runs) == 1:
+        single = make_step(cast, settings, translate, prober)
+        step: Any = lambda states, images, draw=None: [single(states[0], images[0], draw)]  # noqa: E731
+    elif not (translate or prober or settings.grpo.max_resamples or any(run.first != first for run in runs)):
+        step = make_joint_step(cast, settings)
+    else:
+        for run in runs:
+            run.checkpoints.close()
+        return [train(each) for each in configs]
 
     judges = (config.models.target, *config.models.references)
-    for line in weight_warnings(judges, (state.frozen.target, *state.frozen.references)):
+    for line in weight_warnings(judges, (states[0].frozen.target, *states[0].frozen.references)):
         print(line)
 
     def draw() -> Any:
-        return next(source)["image"]
+        return next(runs[0].source)["image"]
 
-    with Log(run, first, config.steps) as log:
+    with ExitStack() as stack:
+        logs = [stack.enter_context(Log(run.folder, first, config.steps)) for run in runs]
+
+        def log_probes(number: int) -> None:
+            rows = probe(step, states, [next(run.held_out) for run in runs], players.auditor)
+            for log, row in zip(logs, rows, strict=True):
+                log.flush()
+                log.write(number, row)
+
         if first == 0:
-            log.write(0, probe(step, state, next(held_out), players.auditor))
+            log_probes(0)
         for number in range(first + 1, config.steps + 1):
-            state, metrics, record = step(state, draw(), draw)
-            repeated = duplicates(record["question_ids"], record["question_mask"])
-            log.step(number, metrics | {"question/duplicates": repeated})
-            if number % config.probe_every == 0 or number == config.steps:
-                log.flush()
-                log.write(number, probe(step, state, next(held_out), players.auditor))
-            if number % config.checkpoint_every == 0 or number == config.steps:
-                log.flush()
-                position = {"train": source.get_state(), "heldout": held_out.get_state()}
-                checkpoints.save(number, state.trained, position)
-    save_auditor(run / "auditor", state, players.auditor)
-    checkpoints.close()
-    if isinstance(source, ImageSource) and source.skipped:
-        print(f"images skipped: {reasons(source.skipped)}")
-    return run
+            done = step(states, [next(run.source)["image"] for run in runs], draw)
+            states = [state for state, _, _ in done]
+            for log, (_, metrics, record) in zip(logs, done, strict=True):
+                repeated = duplicates(record["question_ids"], record["question_mask"])
+                log.step(number, metrics | {"question/duplicates": repeated})
+            last = number == config.steps
+            if number % config.probe_every == 0 or last:
+                log_probes(number)
+            if number % config.checkpoint_every == 0 or last:
+                for log, run, state in zip(logs, runs, states, strict=True):
+                    log.flush()
+                    run.save(number, state)
+    return [run.close(state, players.auditor) for run, state in zip(runs, states, strict=True)]
 
 
 def used_by_all(config: TrainConfig) -> None:
@@ -251,21 +246,21 @@ def used_by_all(config: TrainConfig) -> None:
             )
 
 
-def input_size(players: Players) -> int:
-    """Images are read at the largest size any model takes; the others resample on the device."""
-    return max(vlm.config.vision.image_size for vlm in (players.auditor, players.target, *players.references))
+def probe(step, states: Sequence[AuditState], batches: Sequence[dict], auditor: VLM) -> list[dict[str, float]]:
+    """Claimed and, for scenes, verified success of each run on held-out images: a step whose update is thrown away."""
+    done = step([_for_probe(state) for state in states], [batch["image"] for batch in batches])
+    rows = []
+    for batch, (_, metrics, record) in zip(batches, done, strict=True):
+        shares = verified(record, batch, auditor) if "scene" in batch else {}
+        row = {f"heldout/{name}": value for name, value in shares.items()}
+        rows.append(row | {"heldout/claimed": float(metrics["outcome/claimed"])})
+    return rows
 
 
-def probe(step, state: AuditState, batch: dict, auditor: VLM) -> dict[str, float]:
-    """Claimed and, for scenes, verified success on held-out images: a step whose update is thrown away."""
+def _for_probe(state: AuditState) -> AuditState:
+    """With draws apart from those of the next step."""
     trained = jax.tree.map(jnp.copy, state.trained)  # the step donates what it is given
-    # With draws apart from those of the next step.
-    copy = replace(state, trained=replace(trained, key=jax.random.fold_in(trained.key, PROBE_DRAWS)))
-    _, metrics, record = step(copy, batch["image"])
-    shares = verified(record, batch, auditor) if "scene" in batch else {}
-    return {f"heldout/{name}": value for name, value in shares.items()} | {
-        "heldout/claimed": float(metrics["outcome/claimed"])
-    }
+    return replace(state, trained=replace(trained, key=jax.random.fold_in(trained.key, PROBE_DRAWS)))
 
 
 def save_auditor(folder: Path, state: AuditState, auditor: VLM) -> None:

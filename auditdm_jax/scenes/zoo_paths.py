@@ -30,21 +30,27 @@ def same_model(one: str, other: str) -> bool:
 def load_model(name: str, dtype: Any = "float32") -> "VLM":
     """The model of a zoo name, a checkpoint directory or a hub id "owner/name".
 
-    A zoo name comes first: write `./verifier` for a directory of your own that has one.
     Raises UserError if there is no such model, or it is damaged or of another architecture.
     """
     from auditdm_jax.models.vlm import VLM  # takes seconds: who only compares names does not wait for it
 
+    return VLM.load(model_path(name), dtype)
+
+
+def model_path(name: str) -> str | Path:
+    """Where a model of that name lies, or its hub id; a zoo name comes first: write `./verifier` for a directory of
+    your own that has one. Raises UserError if it can be none of these.
+    """
     members = zoo_names()
     if name in members:
-        return VLM.load(ZOO / name, dtype)
+        return ZOO / name
     if "/" not in name and not Path(name).expanduser().exists():
         there = f"the zoo has {', '.join(members)}" if members else "the zoo has not been built"
         raise UserError(
             f"no model is called {one_line(name, 80)!r} ({there}); give one of the zoo's names, "
             "a checkpoint directory or a hub id such as owner/name"
         )
-    return VLM.load(name, dtype)
+    return name
 
 
 def pipeline_path(name: str) -> str | Path:

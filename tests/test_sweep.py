@@ -1,0 +1,203 @@
+"""sweep.py: cells as the file says them; every mistake found at once, before anything runs."""
+
+import dataclasses
+
+import pytest
+import tyro
+from hypothesis import given
+from hypothesis import strategies as st
+
+from auditdm_jax.checkpoint import flat
+from auditdm_jax.config import AuditConfig, TrainConfig
+from auditdm_jax.errors import UserError
+from auditdm_jax.files import write_json
+from auditdm_jax.sweep import fits, folder_name, read_sweep, settings_of
+
+GOOD = """
+seeds = [0, 3]
+[base]
+steps = 7
+target = "target-l"
+audit.questions = 100
+audit.temperature = 1  # an int where a float belongs
+[grid]
+grpo.preset = ["grpo@trl", "dapo@trl"]
+channels = [["question"], ["question", "edit"]]
+[[variant]]
+label = "binary"
+reward.diversity = 0
+[[variant]]
+label = "long"
+steps = 9
+grpo.max-grad-norm = 0.5
+grpo.num_generations = 4
+grpo.beta = "None"
+"""
+
+
+def sweep(tmp_path, text):
+    (tmp_path / "my.toml").write_text(text)
+    return read_sweep(tmp_path / "my.toml", str(tmp_path))
+
+
+@pytest.mark.parametrize("config", [TrainConfig, AuditConfig])
+def test_settings_have_the_names_of_the_command_line(config):
+    defaults, typed = flat(dataclasses.asdict(config())), []
+    paths = {name: ".".join(setting.path) for name, setting in settings_of(config).items()}
+    assert sorted(paths.values()) == sorted(defaults)
+    for name, path in paths.items():
+        value = defaults[path]
+        words = [] if value is False else value if isinstance(value, tuple) else [value]
+        typed += [f"--{name}", *map(str, words)]
+    parsed = flat(dataclasses.asdict(tyro.cli(config, args=typed)))
+    assert parsed == {path: True if value is False else value for path, value in defaults.items()}
+
+
+def test_cells_are_variants_times_combinations(tmp_path):
+    cells = sweep(tmp_path, GOOD)
+    assert len(cells) == 8
+    assert [cell.label for cell in cells[:2]] == [
+        "binary, grpo.preset=grpo@trl, channels=question",
+        "binary, grpo.preset=grpo@trl, channels=question+edit",
+    ]
+    run = cells[7].runs[1]
+    folder = "long,grpo.preset=dapo@trl,channels=question+edit"
+    assert run.folder == tmp_path / "my" / folder / "seed3"
+    wanted = TrainConfig(out=str(run.folder.parent), name="seed3", seed=3, steps=9)
+    assert run.train == dataclasses.replace(
+        wanted,
+        models=dataclasses.replace(wanted.models, target="target-l"),
+        probing=dataclasses.replace(wanted.probing, channels=("question", "edit")),
+        grpo=dataclasses.replace(wanted.grpo, preset="dapo@trl", max_grad_norm=0.5, num_generations=4),
+    )
+    assert run.audit == AuditConfig(out=wanted.out, name="seed3", seed=3, questions=100, temperature=1)
+    assert cells[7].varied["channels"] == ["question", "edit"]
+    assert cells[7].varied["steps"] == 9
+    assert cells[0].runs[0].train.steps == 7
+    assert cells[0].runs[0].train.reward.diversity == 0
+
+
+def test_without_a_grid_there_is_one_cell(tmp_path):
+    assert [(cell.label, len(cell.runs)) for cell in sweep(tmp_path, "seeds = [1]")] == [("base", 1)]
+
+
+def lines_of(tmp_path, text):
+    with pytest.raises(UserError) as error:
+        sweep(tmp_path, text)
+    *lines, last = error.value.args
+    assert last.endswith("nothing was run")
+    return lines
+
+
+def test_every_mistake_is_found_at_once(tmp_path):
+    text = """
+    seeds = [0]
+    [base]
+    seed = 4
+    grpo.learning_rat = 1e-3
+    steps = "many"
+    [grid]
+    grpo.preset = ["grpo@trl", "grpo@trk"]
+    reward.diversity = [0, nan]
+    target = ["target-s", "target-x", "reference-a"]
+    images-per-step = 4
+    lora-rank = []
+    [[variant]]
+    grpo.preset = "dapo@trl"
+    """
+    lines = lines_of(tmp_path, text)
+    for part in (
+        "seed is given by the sweep",
+        "no setting 'grpo.learning-rat'; the nearest is 'grpo.learning-rate'",
+        "steps is 'many'; its type is int",
+        "grpo.preset is in [grid] and elsewhere",
+        "reward.diversity is nan; its type is float",
+        "images-per-step in [grid] is '4'; give a list",
+        "lora-rank in [grid] is '[]'; give a list",
+    ):
+        assert sum(part in line for line in lines) == 1, part
+    assert len(lines) == 7
+
+
+def test_cells_that_cannot_run_have_a_line_each(tmp_path):
+    text = """
+    seeds = [0]
+    [grid]
+    target = ["target-s", "target-x", "reference-a"]
+    grpo.num-generations = [1, 8]
+    """
+    lines = lines_of(tmp_path, text)
+    assert len(lines) == 5  # one cell of six is good
+    for target, generations, problem in (
+        ("target-s", 1, "num-generations is 1: a group needs 2"),
+        ("target-x", 1, "num-generations is 1: a group needs 2"),
+        ("target-x", 8, "no model is called 'target-x'"),
+        ("reference-a", 8, "the references contain the target 'reference-a'"),
+    ):
+        start = f"target={target}, grpo.num-generations={generations}: "
+        assert [problem in line for line in lines if line.startswith(start)] == [True]
+
+
+def test_a_fault_of_all_cells_is_told_once(tmp_path):
+    lines = lines_of(tmp_path, "seeds = [0]\n[base]\nsteps = 0\n[grid]\nlora-rank = [0, 2, 4]")
+    assert lines == ["every cell: steps is 0: it must be at least 1"]
+
+
+def test_the_same_cell_twice(tmp_path):
+    (line,) = lines_of(tmp_path, "seeds = [0]\n[grid]\nlora-rank = [0, 2, 0]")
+    assert line == "lora-rank=0: 'lora-rank=0' has the same settings or name; leave one out"
+    variants = '[[variant]]\nlabel = "a"\n[[variant]]\nlabel = "b"\nreward.diversity = 60.0\n'
+    (line,) = lines_of(tmp_path, "seeds = [0]\n" + variants)
+    assert line.startswith("b: 'a' has the same settings")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("seeds = [0", "cannot be read as TOML"),
+        ("[base]\nsteps = 3", "seeds in .* give one or more"),
+        ("seeds = [1, 1]", "each once"),
+        ("seeds = [0.5]", "seeds in .* is \\[0.5\\]"),
+        ("seeds = [0]\n[girds]", "has 'girds'; it may have seeds, base, grid, variant"),
+        ("seeds = [0]\n[variant]\nsteps = 3", "variant in .* is"),
+    ],
+)
+def test_files_that_are_no_sweep(tmp_path, text, problem):
+    with pytest.raises(UserError, match=problem):
+        sweep(tmp_path, text)
+
+
+def test_a_folder_of_other_settings_is_found_beforehand(tmp_path):
+    (cell,) = sweep(tmp_path, "seeds = [0]\n[base]\nsteps = 3")
+    (run,) = cell.runs
+    write_json(run.folder / "config.json", dataclasses.replace(run.train, resume=True, checkpoint_every=7))
+    (run.folder / "checkpoints" / "3").mkdir(parents=True)
+    sweep(tmp_path, "seeds = [0]\n[base]\nsteps = 3")
+    (line,) = lines_of(tmp_path, "seeds = [0]\n[base]\nsteps = 4")
+    assert "steps is 3 there and 4 now" in line
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "good"),
+    [
+        (1, float, True),
+        (True, float, False),
+        (True, int, False),
+        (1.0, int, False),
+        ("None", float | None, True),
+        ("None", float, False),
+        (["a"], tuple[str, ...], True),
+        ("a", tuple[str, ...], False),
+        ([1, 2], int | tuple[int, int] | None, True),
+        ([1, 2, 3], int | tuple[int, int] | None, False),
+    ],
+)
+def test_types_of_values(value, hint, good):
+    assert fits(value, hint) is good
+
+
+@given(st.lists(st.text(max_size=120), min_size=2, max_size=2, unique=True))
+def test_folders_of_labels_are_safe_and_apart(labels):
+    names = [folder_name(label) for label in labels]
+    assert names[0] != names[1] or labels[0].replace(", ", ",") == labels[1].replace(", ", ",")
+    assert all(len(name) <= 80 and "/" not in name and name.isprintable() for name in names)
