@@ -56,7 +56,7 @@ class EditorTraining:
     seed: int = 8
     vae_steps: int = 1200
     """Steps of the whole autoencoder."""
-    decoder_steps: int = 6000
+    decoder_steps: int = 12000
     """Steps of its decoder alone."""
     vae_images: int = 8
     vae_rate: float = 0.02
