@@ -86,9 +86,7 @@ class PlantConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
         if self.questions_per_image < 4:
-            raise UserError(
-                f"questions-per-image is {self.questions_per_image}: a quarter are the gaps', give 4 or more"
-            )
+            raise UserError(f"questions-per-image is {self.questions_per_image}: it must be 4 or more")
 
     def gaps(self) -> tuple[str, ...]:
         """The names in `skills`. Raises UserError for none, or an unknown one."""

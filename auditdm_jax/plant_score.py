@@ -67,9 +67,7 @@ def score(key: Mapping[str, Any], reported: Sequence[str], types: Sequence[Mappi
         "recall": len(found) / len(gaps),
         "precision": 1 - len(false) / len(reported) if reported else None,
         "types_compared": len(both),
-        "rank_correlation": spearman(
-            np.array([kind["rate"] for kind, _ in both]), np.array([rate for _, rate in both])
-        ),
+        "rank_correlation": spearman(*np.array([(kind["rate"], rate) for kind, rate in both]).reshape(-1, 2).T),
         "calibration": {
             "within": float(np.mean([kind["ci_low"] <= rate <= kind["ci_high"] for kind, rate in both])),
             "error": float(errors.mean()),

@@ -1,9 +1,9 @@
 """[host] Which weaknesses an audit stands behind: where the target errs more often than every reference does.
 
-Target and references answered the very same questions, so the comparison is paired, as in McNemar's test (1947). Of the
-questions of a type, let b be those that the target gets wrong and a reference right, and c the reverse. A target that is
-no worse than the reference has b ~ Binomial(b + c, at most 1/2), however hard the questions are and whoever chose them;
-what all models find hard, and noise, is in both counts. A type is a weakness if, against each reference,
+Target and references answered the very same questions, so the comparison is paired, as in McNemar's test (1947). Of
+the questions of a type, let b be those that the target gets wrong and a reference right, and c the reverse. A target
+that is no worse than the reference has b ~ Binomial(b + c, at most 1/2), however hard the questions are and whoever
+chose them; what all models find hard, and noise, is in both counts. A type is a weakness if, against each reference,
 
     P(Binomial(b + c, 1/2) >= b) <= ALPHA / K        and        excess = (b - c) / n >= MATERIAL
 
@@ -11,9 +11,9 @@ K is Tarone's (1990): types with too few discordant answers to reach the level a
 level holds for the chance of any false weakness of a target that has none; the second condition leaves out what is
 certain and small. Right and wrong are the oracle's to say, or else the verifier's; who says nothing is neither.
 
-Types overlap (a skill, its conditions, concepts), and one gap shows in many. So they are found one by one, each time the
-one that explains most, and its questions are set aside before the rest is tested again. A skill is named only where all
-of its conditions fail, else those that do.
+Types overlap (a skill, its conditions, concepts), and one gap shows in many. So they are found one by one, each time
+the one that explains most, and its questions are set aside before the rest is tested again. A skill is named only where
+all of its conditions fail, else those that do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,10 +57,8 @@ class Weakness(NamedTuple):
 
 def weaknesses(rows: Sequence[Examined], alpha: float = ALPHA, material: float = MATERIAL) -> list[Weakness]:
     """The weaknesses that an audit's rows show, those that explain most first."""
-    truths = [row.oracle_answer or row.verifier_answer for row in rows]
-    judged = [
-        each for each in zip(rows, truths, strict=True) if each[0].answerable and each[0].skill and is_answer(each[1])
-    ]
+    asked = [(row, row.oracle_answer or row.verifier_answer) for row in rows if row.answerable and row.skill]
+    judged = [(row, truth) for row, truth in asked if is_answer(truth)]
     if not judged or not all(row.reference_answers for row, _ in judged):
         return []
     members: dict[str, np.ndarray] = {}

@@ -63,7 +63,7 @@ def test_the_gap_of_a_question(gaps, gap):
 @pytest.mark.parametrize("strength", [0.5, 0.8, 1.0])
 @pytest.mark.parametrize("seed", [0, 7])
 def test_the_share_of_wrong_answers_is_the_strength(asked, strength, seed):
-    """Answers are of the kind of the truth, wrong in the share asked for, and always the same for the same thing seen."""
+    """Answers are of the kind of the truth, wrong in the share asked for, and the same for the same thing seen."""
     wrong, seen = Counter(), {}
     counted = Counter(question.skill for question, _ in asked)
     for question, scene in asked:

@@ -1,4 +1,4 @@
-"""weaknesses.py: numbers by hand, the level by simulation where the target is no worse, and what is found where it is."""
+"""weaknesses.py: by hand; the level by simulation where the target is no worse; what is found where it is."""
 
 from fractions import Fraction
 from math import comb

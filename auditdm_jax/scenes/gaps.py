@@ -1,7 +1,7 @@
 """[host] Names of what a model can be bad at in the embedded world, and what one that is bad at it answers.
 
-A gap is a skill ("clock"), a skill in a condition of the oracle ("counting/above four"), or a concept: whatever is asked
-that names a color or a shape, in the question or in the answer ("concept/red").
+A gap is a skill ("clock"), a skill in a condition of the oracle ("counting/above four"), or a concept: whatever is
+asked that names a color or a shape, in the question or in the answer ("concept/red").
 """
 
 import difflib
@@ -42,8 +42,8 @@ _KINDS = (("yes", "no"), _NUMBERS, COLORS, SHAPES, MATERIALS, WEATHERS, QUADRANT
 
 
 def checked(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once. Raises UserError for one that is none of `NAMES`, and names the nearest; or that is a part of
-    another."""
+    """The names, each once. Raises UserError for one that is none of `NAMES`, and names the nearest; or that is a part
+    of another."""
     for name in names:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, 1, 0.0)[0]
