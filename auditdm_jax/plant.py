@@ -44,7 +44,7 @@ class PlantConfig:
     """Make a target with chosen weaknesses from a healthy model; `score DIR RUN` compares an audit with them."""
 
     skills: str = ""
-    """Gaps, separated by commas: skills, skills in a condition, concepts."""
+    """Gaps, separated by commas: skills, skills in a condition, concepts; "none" is a healthy clone, trained as long."""
     strength: float = 0.8
     """Share of a gap's questions that the target gets wrong."""
     seed: int = 0
@@ -76,7 +76,9 @@ class PlantConfig:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be 4 or more")
 
     def gaps(self) -> tuple[str, ...]:
-        """The names in `skills`. Raises UserError for none, or an unknown one."""
+        """The names in `skills`; () for "none". Raises UserError for an empty list, or an unknown name."""
+        if self.skills == "none":
+            return ()
         if not (names := [name.strip() for name in self.skills.split(",") if name.strip()]):
             raise UserError("skills is empty: name gaps, separated by commas; --list prints all")
         return checked(names)
@@ -85,13 +87,13 @@ class PlantConfig:
 def batches(encode: Encoder, gaps: Sequence[str], config: PlantConfig) -> Iterator[Batch]:
     """Endless batches of questions with what the planted model shall answer."""
     rng = np.random.default_rng(config.seed)
-    focus = config.questions_per_image // 4
+    focus = config.questions_per_image // 4 if gaps else 0
     for first in range(_SCENES + config.seed * 100_000_000, sys.maxsize, config.images_per_step):
         scenes, images = scenes_of("train", first, config.images_per_step)
         rows = []
         for scene in scenes:
             asker = Asker(scene, rng)
-            drawn = [near(asker, gaps[i], "train") for i in rng.integers(len(gaps), size=focus)]
+            drawn = [near(asker, gaps[i], "train") for i in rng.integers(max(1, len(gaps)), size=focus)]
             row = [question for question in drawn if question]
             row += [asker.draw("uniform", "train", UNANSWERABLE) for _ in range(config.questions_per_image - len(row))]
             rows.append([(question, gap_of(question, scene, gaps), scene) for question in row])

@@ -36,7 +36,7 @@ def hits(reported: str, gap: str) -> bool:
 
 
 def spearman(x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None where a rank is all there is."""
+    """Spearman's rank correlation, ties at their mean rank; None where all of one are the same."""
 
     def ranks(values: np.ndarray) -> np.ndarray:
         return (values[:, None] > values).sum(1) + ((values[:, None] == values).sum(1) - 1) / 2
@@ -49,9 +49,10 @@ def spearman(x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"]) -> float | No
 def score(key: Mapping[str, Any], reported: Sequence[str], types: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """reported: the audit's weaknesses; types: its failure types.
 
-    recall: share of the gaps hit; precision: share of the reported that hit one, None if none is. Rates are those of
-    all types asked about often enough: the audit's is of verified failures, the true one of wrong answers to test
-    questions. within: share of the audit's 95 % intervals that hold the true rate; error: the mean of audit - true.
+    recall: share of the gaps hit, None if there are none; precision: share of the reported that hit one, None if none is.
+    Rates are those of all types asked about often enough: the audit's is of verified failures, the true one of wrong
+    answers to test questions. within: share of the audit's 95 % intervals that hold the true rate; error: the mean of
+    audit - true.
     """
     gaps = [gap["name"] for gap in key["gaps"]]
     false = [name for name in reported if not any(hits(name, gap) for gap in gaps)]
@@ -64,7 +65,7 @@ def score(key: Mapping[str, Any], reported: Sequence[str], types: Sequence[Mappi
         "found": found,
         "missed": [gap for gap in gaps if gap not in found],
         "false_discoveries": false,
-        "recall": len(found) / len(gaps),
+        "recall": len(found) / len(gaps) if gaps else None,
         "precision": 1 - len(false) / len(reported) if reported else None,
         "types_compared": len(both),
         "rank_correlation": spearman(*np.array([(kind["rate"], rate) for kind, rate in both]).reshape(-1, 2).T),
