@@ -44,7 +44,7 @@ class PlantConfig:
     """Make a target with chosen weaknesses from a healthy model; `score DIR RUN` compares an audit with them."""
 
     skills: str = ""
-    """Gaps, separated by commas: skills, skills in a condition, concepts; "none" is a healthy clone, trained as long."""
+    """Gaps, separated by commas: skills, skills in a condition, concepts; "none" makes a healthy clone."""
     strength: float = 0.8
     """Share of a gap's questions that the target gets wrong."""
     seed: int = 0

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import tyro
 
-from auditdm_jax import cli  # noqa: F401  # before JAX: it says where compiled programs are kept
 from auditdm_jax.answers import normalize
 from auditdm_jax.audit import Ask, Asking, Panel, audit, make_ask
 from auditdm_jax.config import Models, TrainConfig
@@ -219,6 +218,7 @@ def table(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     config = tyro.cli(Config, description=Config.__doc__)
+    jax.config.update("jax_compilation_cache_dir", str(config.out / "compiled"))  # the same programs for every target
     results = config.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(row["planting"], row["seed"], row["method"]) for row in rows}
