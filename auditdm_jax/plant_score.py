@@ -50,9 +50,9 @@ def score(key: Mapping[str, Any], reported: Sequence[str], types: Sequence[Mappi
     """reported: the audit's weaknesses; types: its failure types.
 
     recall: share of the gaps hit, None if there are none; precision: share of the reported that hit one, None if none
-    is. Rates are those of all types asked about often enough: the audit's is of verified failures, the true one of wrong
-    answers to test questions. within: share of the audit's 95 % intervals that hold the true rate; error: the mean of
-    audit - true.
+    is. Rates are those of all types asked about often enough: the audit's is of verified failures, the true one of
+    wrong answers to test questions. within: share of the audit's 95 % intervals that hold the true rate; error: the
+    mean of audit - true.
     """
     gaps = [gap["name"] for gap in key["gaps"]]
     false = [name for name in reported if not any(hits(name, gap) for gap in gaps)]

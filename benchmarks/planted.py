@@ -224,17 +224,21 @@ def main() -> None:
     done = {(row["planting"], row["seed"], row["method"]) for row in rows}
     auditor, settings = load_model("auditor"), TrainConfig()
     references = tuple(Answerer(load_model(name), batch_size=BATCH) for name in config.references)
+    ask_at = lambda temperature: make_ask(auditor, auditor, settings, temperature, None)  # noqa: E731
     for planting in config.plantings:
         for seed in range(config.seeds):
             if done >= {(planting, seed, method) for method in config.methods}:
                 continue
             folder = config.out / f"{zlib.crc32(planting.encode()):08x}-{seed}"
-            if not (folder / "target" / KEY).exists():
-                plant(PlantConfig(planting, config.strength, seed, str(folder / "target"), steps=config.plant_steps))
-            key = read_json(folder / "target" / KEY)
-            target = Answerer(load_model(str(folder / "target")), batch_size=BATCH)
-            world = World(config, seed, folder, target, references,
-                          lambda temperature: make_ask(auditor, auditor, settings, temperature, None))  # fmt: skip
+            place = folder / "target"
+            try:
+                if not (place / KEY).exists():
+                    plant(PlantConfig(planting, config.strength, seed, str(place), steps=config.plant_steps))
+            except UserError as error:  # counted nowhere: no audit can be measured by it
+                print(f"{planting}, seed {seed}: {error}")
+                continue
+            key, target = read_json(place / KEY), Answerer(load_model(str(place)), batch_size=BATCH)
+            world = World(config, seed, folder, target, references, ask_at)
             for method in config.methods:
                 if (planting, seed, method) not in done:
                     row = {"planting": planting, "seed": seed, "method": method} | measure(world, method, key)

@@ -120,6 +120,8 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
     assert [skill["name"] for skill in summary["skills"]] == ["weather", "counting"]
     assert summary["failure_types"][0]["name"] == "weather/any"
     assert summary["skills_found"] == 1
+    assert summary["weaknesses"] == ["weather"]  # the shared wrong count is the ensemble's
+    assert (summary["weakness_evidence"][0]["n"], summary["weakness_evidence"][0]["excess"]) == (20, 1)
     assert (summary["seed"], summary["training_seed"], summary["verified_by"]) == (0, 7, "oracle")
     assert summary["auditor"] == {"name": str(finished_run / "auditor"), "trained": True}
 
@@ -137,6 +139,7 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
     assert "prompt-only      10   0.500 [0.237, 0.763]" in printed
     assert "trained          40   0.750 [0.598, 0.858]" in printed
     assert "1 skills with 10 or more verified failures" in printed
+    assert "weaknesses, where it errs more than every reference beyond chance: weather" in printed
     assert "20 / 20" in printed
     assert "discoveries.parquet (30 rows), questions.parquet (0 rows)" in printed
 
