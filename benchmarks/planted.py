@@ -71,8 +71,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if unknown := set(self.methods) - {*SEARCHES, "prompt-only", "random"}:
-            raise UserError(f"methods has {', '.join(sorted(unknown))}: there are prompt-only, random, "
-                            f"{', '.join(SEARCHES)}")  # fmt: skip
+            known = ", ".join(("prompt-only", "random", *SEARCHES))
+            raise UserError(f"methods has {', '.join(sorted(unknown))}: there are {known}")
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,8 @@ SEARCHES: dict[str, Callable[[World], Ask]] = {"best-of-n": best_of_n, "evolutio
 def measure(world: World, method: str, key: dict) -> dict:
     """One audit by a method: its score and what it found."""
     searches = method in SEARCHES
-    if searches:
-        ask = SEARCHES[method](world)
-    else:
-        ask = random_questions if method == "random" else world.prompt_only(world.config.temperature)
+    others = {"random": random_questions, "prompt-only": world.prompt_only(world.config.temperature)}
+    ask = SEARCHES[method](world) if searches else others[method]
     count = world.config.queries + (0 if searches else world.config.search_queries)
     panel = Panel(ask, None, world.target, world.references, lambda images, texts: [""] * len(texts))
     source = SceneSource("validation", 900 + world.seed, min(BATCH, count))
@@ -185,7 +183,6 @@ def measure(world: World, method: str, key: dict) -> dict:
         "weaknesses": summary["weaknesses"],
         "queries": count + searches * world.config.search_queries,
         "verified": summary["verified_success_rate"],
-        "skills_found": summary["skills_found"],
     }
 
 
