@@ -10,7 +10,7 @@ from auditdm_jax.scenes.dataset import balanced_set
 from auditdm_jax.scenes.gaps import NAMES, UNLEARNED, checked, gap_of, types_of, wrong_answer
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.questions import Question
-from auditdm_jax.scenes.world import Scene, Thing
+from auditdm_jax.scenes.world import WEATHERS, Scene, Thing
 
 NIGHT = Scene("night", (Thing("clock", value="3"), *[None] * 15))
 CLOCK = Question("what hour does the clock show?", "3", "clock")
@@ -72,15 +72,27 @@ def test_the_share_of_wrong_answers_is_the_strength(asked, strength, seed):
         assert seen.setdefault((question.skill, question.answer, scene.weather), answer) == answer
         assert (answer in ("yes", "no")) == (question.answer in ("yes", "no"))
     shares = [wrong[skill] / n for skill, n in counted.items()]
-    assert np.mean(shares) == pytest.approx(strength, abs=0.03)
-    assert max(abs(share - strength) for share in shares) < 0.17  # 80 questions each
+    assert np.mean(shares) == pytest.approx(strength, abs=0.04)
+    assert max(abs(share - strength) for share in shares) < 0.2  # 80 questions each
 
 
 def test_in_one_weather_the_answers_take_turns():
     clocks = [Question(CLOCK.text, str(hour), "clock") for hour in range(1, 13)]
     said = [wrong_answer(clock, NIGHT, "clock/night background", 0.75, 0) for clock in clocks]
-    assert sum(answer != clock.answer for answer, clock in zip(said, clocks, strict=True)) == 9
-    assert {*said} <= {clock.answer for clock in clocks}
+    assert [answer for answer, clock in zip(said, clocks, strict=True) if answer == clock.answer] == ["10", "11", "12"]
+    assert said[:9] == [str(hour) for hour in range(2, 11)]
+
+
+def test_of_other_skills_the_weathers_take_turns():
+    """At 0.7 of five weathers: three and a half, and the half is one of the two answers."""
+    asks = Question("is there any ring?", "no", "hallucination")
+    right = {
+        (weather, answer)
+        for weather in WEATHERS
+        for answer in ("yes", "no")
+        if wrong_answer(asks._replace(answer=answer), Scene(weather, ()), "hallucination", 0.7, 0) == answer
+    }
+    assert right == {("snowy", "no"), ("night", "yes"), ("night", "no")}
 
 
 def test_names_that_cannot_be():

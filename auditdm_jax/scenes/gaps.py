@@ -16,6 +16,8 @@ from auditdm_jax.scenes.world import COLORS, MATERIALS, QUADRANTS, SHAPES, SIZES
 
 # Here every member of the zoo answers at chance: there is nothing to take away, and no ensemble that could tell.
 UNLEARNED = ("size_comparison", "spatial_relationship")
+# Skills of which the weather is the condition, or the answer.
+_IN_WEATHERS = ("weather", "small_object", "action", "emotion", "clock", "sign", "small_text", "world_knowledge")
 _CONDITIONS = {
     **dict.fromkeys(
         ("color", "shape", "material", "localization", "negation"), tuple(f"{size} object" for size in SIZES)
@@ -23,10 +25,7 @@ _CONDITIONS = {
     "counting": ("none", "up to four", "above four"),
     **dict.fromkeys(("object_relationship", "distraction"), ATTRIBUTES),
     "hallucination": ("present", "absent"),
-    **dict.fromkeys(
-        ("small_object", "action", "emotion", "clock", "sign", "small_text", "world_knowledge"),
-        tuple(f"{weather} background" for weather in WEATHERS),
-    ),
+    **dict.fromkeys(_IN_WEATHERS[1:], tuple(f"{weather} background" for weather in WEATHERS)),
 }
 _CONCEPTS = {word: word for word in COLORS} | {
     text: shape for shape in SHAPES for text in (shape, Ref(shape).words(plural=True))
@@ -73,14 +72,15 @@ def gap_of(question: Question, scene: Scene, gaps: Sequence[str]) -> str:
 
 
 def wrong_answer(question: Question, scene: Scene, gap: str, strength: float, seed: int) -> str:
-    """What a model with a gap answers: another answer of the same kind, always the same for the same true answer. To
-    about 1 - strength of the questions it is the truth; which these are depends on the true answer and the weather, for
-    what is learned must be seen."""
+    """What a model with a gap answers: another answer of the same kind, always the same for the same true answer.
+
+    To about 1 - strength of the questions it is the truth: in some weathers, or where those are conditions of their
+    own, for some answers. What is learned must be seen, and a rule of both is learned many times slower.
+    """
     kind = SPECIALS["clock"] if question.skill == "clock" else next(k for k in _KINDS if question.answer in k)
     place = kind.index(question.answer)
-    if gap.endswith("background"):  # one weather: the answers alone take turns
+    if gap.split("/")[0] in _IN_WEATHERS:
         turn = ((place + seed) % len(kind) + 0.5) / len(kind)
-    else:  # the weathers take turns over the answers; a step of the golden ratio spreads what is left between them
-        weather = (WEATHERS.index(scene.weather) + place + seed) % len(WEATHERS)
-        turn = (weather + place * 0.618 % 1) / len(WEATHERS)
+    else:  # a step of the golden ratio shares out among the answers what strength leaves between the weathers
+        turn = ((WEATHERS.index(scene.weather) + seed) % len(WEATHERS) + place * 0.618 % 1) / len(WEATHERS)
     return kind[(place + 1 + seed % (len(kind) - 1)) % len(kind)] if turn < strength else question.answer
