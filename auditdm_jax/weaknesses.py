@@ -7,9 +7,10 @@ chose them; what all models find hard, and noise, is in both counts. A type is a
 
     P(Binomial(b + c, 1/2) >= b) <= ALPHA / K        and        excess = (b - c) / n >= MATERIAL
 
-K is Tarone's (1990): types with too few discordant answers to reach the level are not counted among those tested. The
-level holds for the chance of any false weakness of a target that has none; the second condition leaves out what is
-certain and small. Right and wrong are the oracle's to say, or else the verifier's; who says nothing is neither.
+K is Tarone's (1990): types in which no reference has discordant answers enough to reach the level are not counted among
+those tested. The level holds for the chance of any false weakness of a target that has none; the second condition
+leaves out what is certain and small. Right and wrong are the oracle's to say, or else the verifier's; who says nothing
+is neither.
 
 Types overlap (a skill, its conditions, concepts), and one gap shows in many. So they are found one by one, each time
 the one that explains most, and its questions are set aside before the rest is tested again. A skill is named only where
@@ -86,8 +87,8 @@ def find(
     while True:
         tests, discordant = {}, []
         for name, questions in members.items():
-            tests[name], fewest = compared(answers, questions & left, name)
-            discordant.append(fewest)
+            tests[name], most = compared(answers, questions & left, name)
+            discordant.append(most)
         level = alpha / tarone(discordant, alpha)
         standing = [
             test
@@ -101,14 +102,14 @@ def find(
 
 
 def compared(answers: Paired, questions: Bool[np.ndarray, "N"], name: str = "") -> tuple[Weakness, int]:
-    """The target beside the reference that it compares worst with, and the fewest questions on which it and a
-    reference differ in being right."""
+    """The target beside the reference that tells least against it, and the most questions on which it and a reference
+    differ in being right. The most: the fewest would depend on how the target errs, and the level would not hold."""
     b = (answers.target_wrong & answers.references_right & questions).sum(1)
     c = (answers.target_right & answers.references_wrong & questions).sum(1)
     n = int(questions.sum())
     excess = float((b - c).min() / n) if n else 0.0
     failures = int((answers.target_wrong & questions).sum())
-    return Weakness(name, n, failures, excess, float(bdtrc(b - 1, b + c, 0.5).max())), int((b + c).min())
+    return Weakness(name, n, failures, excess, float(bdtrc(b - 1, b + c, 0.5).max())), int((b + c).max())
 
 
 def tarone(discordant: Sequence[int], alpha: float) -> int:
