@@ -55,7 +55,7 @@ class PlantConfig:
     """Print the names of all gaps, one a line, and do nothing else."""
     base: str = "reference-b"
     """The healthy model: a zoo name or a directory."""
-    steps: int = 300
+    steps: int = 200
     """Updates."""
     images_per_step: int = 16
     questions_per_image: int = 8
