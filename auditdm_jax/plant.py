@@ -55,8 +55,8 @@ class PlantConfig:
     """Print the names of all gaps, one a line, and do nothing else."""
     base: str = "reference-b"
     """The healthy model: a zoo name or a directory."""
-    steps: int = 200
-    """Updates."""
+    steps: int = 400
+    """Updates; 150 plant a skill, a concept needs more."""
     images_per_step: int = 16
     questions_per_image: int = 8
     learning_rate: float = 3e-3

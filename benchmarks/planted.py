@@ -59,7 +59,7 @@ class Config:
     search_queries: int = 115_200
     """Questions to the target before that; methods that do not search report them too."""
     strength: float = 0.8
-    plant_steps: int = 200
+    plant_steps: int = 400
     references: tuple[str, ...] = ("reference-a", "reference-c", "verifier")
     best_of: int = 8
     """N of best-of-N."""
