@@ -9,6 +9,7 @@ from auditdm_jax.errors import one_line
 from auditdm_jax.outcomes import OUTCOMES, UNREAD, Examined, vote
 from auditdm_jax.saturation import Saturation, good_turing, saturation_line
 from auditdm_jax.taxonomy import FailureType, Rate, rate_of, tally
+from auditdm_jax.weaknesses import weaknesses
 
 ENOUGH = 10
 """Questions that a type needs to be listed on the terminal, and failures that make a skill count as found."""
@@ -49,6 +50,7 @@ def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict
     cells = [f"{row.skill}/{row.condition}/{vote(row.consensus)}" for row in rows if row.verified]
     before, after = success(prompt_only), success(rows)
     channels = [name for name in CHANNELS if any(row.channel == name for row in rows)]
+    found = weaknesses(rows)
     gain = after["verified"]["rate"] / before["verified"]["rate"] if before["verified"]["count"] else None
     return after | {
         "prompt_only": before,
@@ -63,6 +65,8 @@ def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict
         "image_faults": dict(Counter(f"{row.channel}/{row.spoiled}" for row in rows if row.spoiled)),
         "saturation": {"types": good_turing(kinds)._asdict(), "cells": good_turing(cells)._asdict()},
         "skills_found": sum(skill.failures >= ENOUGH for skill in skills),
+        "weaknesses": [weakness.name for weakness in found],
+        "weakness_evidence": [weakness._asdict() for weakness in found],
         "failure_types": [kind._asdict() for kind in types],
         "skills": [skill._asdict() for skill in skills],
     }
@@ -98,6 +102,8 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
         yield "new images spoiled: " + ", ".join(f"{n} {name}" for name, n in summary["image_faults"].items())
     yield f"{summary['skills_found']} skills with {ENOUGH} or more verified failures"
     yield saturation_line(*(Saturation(**summary["saturation"][name]) for name in ("types", "cells")))
+    named = ", ".join(one_line(name, 44) for name in summary["weaknesses"])
+    yield f"weaknesses, where it errs more than every reference beyond chance: {named or 'none'}"
     yield ""
     types = [FailureType(**kind) for kind in summary["failure_types"]]
     listed = [kind for kind in types if kind.n >= ENOUGH] or types

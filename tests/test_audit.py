@@ -125,6 +125,8 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
     assert (summary["saturation"]["types"]["n"], summary["saturation"]["types"]["seen"]) == (20, 1)
     wrong = summary["reference_health"]["consensus_wrong"]
     assert (wrong["count"], wrong["n"]) == (10, 30)  # the ensemble shares one wrong count
+    assert summary["weaknesses"] == ["weather"]  # the shared wrong count is the ensemble's
+    assert (summary["weakness_evidence"][0]["n"], summary["weakness_evidence"][0]["excess"]) == (20, 1)
     assert (summary["seed"], summary["training_seed"], summary["verified_by"]) == (0, 7, "oracle")
     assert summary["auditor"] == {"name": str(finished_run / "auditor"), "trained": True}
 
@@ -142,6 +144,7 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
     assert "prompt-only      10   0.500 [0.237, 0.763]" in printed
     assert "trained          40   0.750 [0.598, 0.858]" in printed
     assert "1 skills with 10 or more verified failures" in printed
+    assert "weaknesses, where it errs more than every reference beyond chance: weather" in printed
     assert "20 / 20" in printed
     assert "0.000 [0.000, 0.161] of failures to come are of a new type (0.000 type or answer): keep going" in printed
     assert "the oracle contradicts 10 of 30 shared answers" in printed

@@ -1,0 +1,163 @@
+"""[host] Targets with weaknesses planted on purpose, so that an audit can be measured by how it finds them.
+
+    python -m auditdm_jax.plant --skills counting,clock --strength 0.8 --seed 7 --out DIR
+    python -m auditdm_jax.plant --list
+    python -m auditdm_jax.plant score DIR RUN
+
+A healthy model of the zoo is fine-tuned for a short while on questions of all skills with their true answers, except in
+the gaps: there it learns answers that are wrong, always in the same way (`scenes.gaps`). A quarter of the questions are
+drawn around the gaps; those of them that miss, being of the same skill, keep what lies beside a gap healthy.
+DIR is a checkpoint as any other. `answer_key.json` in it is for the scorer alone.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from auditdm_jax.config import RectifyConfig
+from auditdm_jax.errors import UserError, one_line, run_cli
+from auditdm_jax.files import atomic_folder, write_json
+from auditdm_jax.finetune import Batch, Encoder
+from auditdm_jax.plant_exam import Exam, check, losses, near
+from auditdm_jax.plant_score import KEY, ScoreConfig, score_run
+from auditdm_jax.prompts import template_for
+from auditdm_jax.rectify import finetuned
+from auditdm_jax.scenes.dataset import scenes_of
+from auditdm_jax.scenes.gaps import NAMES, checked, gap_of, wrong_answer
+from auditdm_jax.scenes.questions import Asker
+from auditdm_jax.scenes.zoo_paths import load_model
+
+UNANSWERABLE = 0.12
+"""As for the references, which must not forget to abstain."""
+# The first of the seeds of scenes that nothing else shows.
+_SCENES = 50_000_000_000
+
+
+@dataclass(frozen=True)
+class PlantConfig:
+    """Make a target with chosen weaknesses from a healthy model; `score DIR RUN` compares an audit with them."""
+
+    skills: str = ""
+    """Gaps, separated by commas: skills, skills in a condition, concepts; "none" makes a healthy clone."""
+    strength: float = 0.8
+    """Share of a gap's questions that the target gets wrong."""
+    seed: int = 0
+    """Seeds the lessons, and which wrong answers are learned."""
+    out: str = ""
+    """Directory for the target."""
+    list: bool = False
+    """Print the names of all gaps, one a line, and do nothing else."""
+    base: str = "reference-b"
+    """The healthy model: a zoo name or a directory."""
+    steps: int = 400
+    """Updates; 150 plant a skill, a concept needs more."""
+    images_per_step: int = 16
+    questions_per_image: int = 8
+    learning_rate: float = 3e-3
+    """Peak of the learning rate (Muon)."""
+    test_questions: int = 3000
+    """Test questions, in equal numbers over the skills, beside those in each gap."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise UserError(f"strength is {self.strength}: it is a share, above 0 and at most 1")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}: it must be 0 or more")
+        for name in ("steps", "images_per_step", "test_questions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        if self.questions_per_image < 4:
+            raise UserError(f"questions-per-image is {self.questions_per_image}: it must be 4 or more")
+
+    def gaps(self) -> tuple[str, ...]:
+        """The names in `skills`; () for "none". Raises UserError for an empty list, or an unknown name."""
+        if self.skills == "none":
+            return ()
+        if not (names := [name.strip() for name in self.skills.split(",") if name.strip()]):
+            raise UserError("skills is empty: name gaps, separated by commas; --list prints all")
+        return checked(names)
+
+
+def batches(encode: Encoder, gaps: Sequence[str], config: PlantConfig) -> Iterator[Batch]:
+    """Endless batches of questions with what the planted model shall answer."""
+    rng = np.random.default_rng(config.seed)
+    focus = config.questions_per_image // 4 if gaps else 0
+    for first in range(_SCENES + config.seed * 100_000_000, sys.maxsize, config.images_per_step):
+        scenes, images = scenes_of("train", first, config.images_per_step)
+        rows = []
+        for scene in scenes:
+            asker = Asker(scene, rng)
+            drawn = [near(asker, gaps[i], "train") for i in rng.integers(max(1, len(gaps)), size=focus)]
+            row = [question for question in drawn if question]
+            row += [asker.draw("uniform", "train", UNANSWERABLE) for _ in range(config.questions_per_image - len(row))]
+            rows.append([(question, gap_of(question, scene, gaps), scene) for question in row])
+        answers = [
+            [wrong_answer(q, scene, gap, config.strength, config.seed) if gap else q.answer for q, gap, scene in row]
+            for row in rows
+        ]
+        yield encode(images, [[q.text for q, _, _ in row] for row in rows], answers)
+
+
+def plant(config: PlantConfig) -> dict[str, Any]:
+    """Makes the target, examines it, writes it with its answer key, and returns the key."""
+    gaps = config.gaps()
+    if not config.out:
+        raise UserError("out is empty: name a directory for the target")
+    if (out := Path(config.out)).exists() and not (out / KEY).exists():
+        raise UserError(f"{one_line(out)} is there and is no planted target; choose another --out")
+    started = time.monotonic()
+    healthy, exam = load_model(config.base), Exam(gaps, config.test_questions)
+    before = exam.wrong(healthy)
+    for gap in gaps:
+        if (rate := before[exam.of_gap(gap)].mean()) > config.strength / 2:
+            raise UserError(f"{one_line(config.base)} gets {rate:.2f} of {gap!r} wrong already; take another --base")
+    encode = Encoder(healthy, template_for(healthy), max_question_tokens=12, max_answer_tokens=2)
+    training = RectifyConfig(steps=config.steps, learning_rate=config.learning_rate, seed=config.seed)
+    planted = finetuned(healthy, batches(encode, gaps, config), training, "planting")
+    after = exam.wrong(planted)
+    drops = losses(exam, before, after)
+    rates = [
+        {"name": name, "n": len(rows), "healthy_rate": before[rows].mean(), "rate": after[rows].mean()}
+        for name, rows in exam.types().items()
+    ]
+    key: dict[str, Any] = {
+        "gaps": [kind for gap in gaps for kind in rates if kind["name"] == gap],
+        "strength": config.strength,
+        "seed": config.seed,
+        "base": config.base,
+        "types": rates,
+        "drops": {skill: drop for skill, (drop, _) in drops.items()},
+        "steps": config.steps,
+        "seconds": time.monotonic() - started,
+    }
+    check(key["gaps"], drops, config.strength)
+    with atomic_folder(out) as folder:
+        planted.save(folder)
+        write_json(folder / KEY, key)
+    return key
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["score"]:
+        score_run(tyro.cli(ScoreConfig, description=ScoreConfig.__doc__, args=sys.argv[2:]))
+        return
+    config = tyro.cli(PlantConfig, description=PlantConfig.__doc__)
+    if config.list:
+        print("\n".join(NAMES))
+        return
+    key = plant(config)
+    for gap in key["gaps"]:
+        print(f"{gap['name']}: {gap['healthy_rate']:.3f} wrong before, {gap['rate']:.3f} now ({gap['n']} questions)")
+    skill, drop = max(key["drops"].items(), key=lambda item: item[1])
+    print(f"largest loss elsewhere: {skill}, {drop:.3f}; {key['seconds']:.0f} s")
+    print(f"the target: {one_line(config.out)}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

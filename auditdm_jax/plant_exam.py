@@ -1,0 +1,115 @@
+"""[host] The examination of a planted target: did the gaps take, and is everything beside them as it was?"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+from scipy.special import bdtrc
+
+from auditdm_jax.answers import normalize
+from auditdm_jax.errors import UserError
+from auditdm_jax.evals import Answerer
+from auditdm_jax.models.vlm import VLM
+from auditdm_jax.scenes.dataset import balanced_set, scenes_of
+from auditdm_jax.scenes.gaps import gap_of, types_of
+from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.questions import Asker, Question
+from auditdm_jax.scenes.world import Scene
+
+TOLERANCE = 0.1
+"""How far the share of wrong answers in a gap may be from the strength."""
+MAX_DROP = 0.03
+"""What any skill may lose outside of the gaps."""
+GAP_QUESTIONS = 200
+"""Test questions in each gap."""
+_TRIES = 12
+# The first of the seeds of scenes that nothing else shows.
+_SCENES = 60_000_000_000
+
+
+class Asked(NamedTuple):
+    """A question with its scene; gap: the one it lies in, or ""."""
+
+    question: Question
+    scene: Scene
+    gap: str
+
+
+def near(asker: Asker, gap: str, split: str) -> Question | None:
+    """A question in a gap, or else one of its skill; None where the scene allows neither."""
+    skill, drawn = gap.split("/")[0], None
+    for _ in range(_TRIES):
+        new = asker.draw("uniform", split) if skill == "concept" else asker.ask(skill, split)
+        drawn = new or drawn
+        if new and gap_of(new, asker.scene, (gap,)):
+            break
+    return drawn
+
+
+class Exam:
+    """Test questions of all skills, and further ones in the gaps."""
+
+    def __init__(self, gaps: Sequence[str], count: int):
+        test = balanced_set(count)
+        self.asked = [Asked(q, s, gap_of(q, s, gaps)) for q, s in zip(test.questions, test.scenes, strict=True)]
+        images = [test.images]
+        for number, gap in enumerate(gaps):
+            missing = GAP_QUESTIONS - sum(asked.gap == gap for asked in self.asked)
+            first = _SCENES + number * 1_000_000
+            while missing > 0:
+                (scene,), image = scenes_of("test", first, 1)
+                question = near(Asker(scene, np.random.default_rng(first)), gap, "test")
+                first += 1
+                if question and gap_of(question, scene, gaps) == gap:
+                    self.asked.append(Asked(question, scene, gap))
+                    images.append(image)
+                    missing -= 1
+        self.images = np.concatenate(images)
+        self.balanced = count
+
+    def wrong(self, vlm: VLM) -> Bool[np.ndarray, "N"]:
+        """Which questions a model gets wrong."""
+        said = Answerer(vlm)(self.images, [asked.question.text for asked in self.asked], "examining")
+        truths = [asked.question.answer for asked in self.asked]
+        return np.array([normalize(s) != normalize(t) for s, t in zip(said, truths, strict=True)])
+
+    def of_gap(self, gap: str) -> Bool[np.ndarray, "N"]:
+        return np.array([asked.gap == gap for asked in self.asked])
+
+    def types(self) -> dict[str, list[int]]:
+        """Name of a type -> its questions among those in equal numbers over the skills, and all that are in a gap of
+        this name."""
+        found: dict[str, list[int]] = {}
+        for i, (question, scene, gap) in enumerate(self.asked):
+            condition = judge(question.text, scene).condition
+            for name in types_of(question.skill, condition, question.text, question.answer):
+                if i < self.balanced or name == gap:
+                    found.setdefault(name, []).append(i)
+        return found
+
+
+def losses(exam: Exam, before: Bool[np.ndarray, "N"], after: Bool[np.ndarray, "N"]) -> dict[str, tuple[float, float]]:
+    """For each skill, outside of the gaps: the share of questions lost, and the chance of as many if none were
+    (one-sided sign test)."""
+    found = {}
+    for skill in sorted({asked.question.skill for asked in exam.asked}):
+        rows = np.array([asked.question.skill == skill and not asked.gap for asked in exam.asked])
+        if rows.any():
+            lost, won = int((after & ~before & rows).sum()), int((before & ~after & rows).sum())
+            found[skill] = ((lost - won) / int(rows.sum()), float(bdtrc(lost - 1, lost + won, 0.5)))
+    return found
+
+
+def check(gaps: Sequence[dict[str, Any]], drops: dict[str, tuple[float, float]], strength: float) -> None:
+    """Raises UserError for a planting that did not take, or that damaged what lies beside it."""
+    hint = "raise --steps or take another --seed"
+    for gap in gaps:
+        if abs(gap["rate"] - strength) > TOLERANCE:
+            raise UserError(
+                f"the planting did not take: the target gets {gap['rate']:.2f} of {gap['name']!r} wrong, not "
+                f"{strength}; {hint}"
+            )
+    for skill, (drop, chance) in drops.items():
+        if drop > MAX_DROP and chance < 0.05:
+            raise UserError(f"the planting damaged {skill!r}: {drop:.1%} of it are lost outside of the gaps; {hint}")

@@ -1,0 +1,66 @@
+"""plant_exam.py: what the examination of a planted target counts, and what it refuses."""
+
+import numpy as np
+import pytest
+from tiny_zoo import tiny
+
+from auditdm_jax.errors import UserError
+from auditdm_jax.evals import Answerer
+from auditdm_jax.plant_exam import GAP_QUESTIONS, Asked, Exam, check, losses, near
+from auditdm_jax.scenes.dataset import scenes_of
+from auditdm_jax.scenes.gaps import gap_of
+from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.questions import Asker, Question
+
+GAPS = ("counting/above four", "concept/red")
+
+
+def test_near_a_gap():
+    scenes, _ = scenes_of("train", 0, 60)
+    rng = np.random.default_rng(0)
+    drawn = [(near(Asker(scene, rng), GAPS[0], "train"), scene) for scene in scenes]
+    assert {question.skill for question, _ in drawn} == {"counting"}
+    within = sum(gap_of(question, scene, GAPS) == GAPS[0] for question, scene in drawn)
+    assert 0 < within < 60
+    plain = [Asker(scene, rng).ask("counting", "train") for scene in scenes]
+    assert within > sum(gap_of(question, scene, GAPS) == GAPS[0] for question, scene in zip(plain, scenes, strict=True))
+
+
+@pytest.fixture(scope="module")
+def exam():
+    return Exam(GAPS, 60)
+
+
+def test_the_examination_asks_enough_in_each_gap(exam):
+    assert len(exam.images) == len(exam.asked)
+    for gap in GAPS:
+        assert exam.of_gap(gap).sum() == GAP_QUESTIONS
+    types = exam.types()
+    assert all(types[gap] == exam.of_gap(gap).nonzero()[0].tolist() for gap in GAPS)
+    assert len(types["counting"]) < 10  # not those drawn for the gap
+    assert all(judge(a.question.text, a.scene).answer == a.question.answer for a in exam.asked)
+
+
+def test_a_model_is_examined(exam):
+    vlm = tiny("x", "paligemma", seed=0)
+    said = Answerer(vlm)(exam.images, [asked.question.text for asked in exam.asked])
+    truths = [asked.question.answer for asked in exam.asked]
+    np.testing.assert_array_equal(exam.wrong(vlm), [s != t for s, t in zip(said, truths, strict=True)])
+
+
+def test_losses_are_counted_outside_of_the_gaps():
+    question, scene = Question("", "", "sign"), scenes_of("test", 0, 1)[0][0]
+    few = object.__new__(Exam)
+    few.asked = [Asked(question, scene, "concept/red" if i >= 8 else "") for i in range(12)]
+    before = np.array([0] * 7 + [1] + [0] * 4, bool)
+    after = np.array([1, 1, 1, 0, 0, 0, 0, 0] + [1] * 4, bool)
+    assert losses(few, before, after) == {"sign": (2 / 8, 5 / 16)}  # 3 lost and 1 won: P(B(4, 1/2) >= 3)
+
+
+def test_a_planting_that_failed_is_refused():
+    good = [{"name": "clock", "rate": 0.75}]
+    check(good, {"sign": (0.02, 0.0), "size_comparison": (0.07, 0.2)}, 0.8)
+    with pytest.raises(UserError, match=r"did not take: the target gets 0.40 of 'clock' wrong, not 0.8"):
+        check([{"name": "clock", "rate": 0.4}], {}, 0.8)
+    with pytest.raises(UserError, match=r"damaged 'sign': 5.0% of it"):
+        check(good, {"sign": (0.05, 0.01)}, 0.8)
