@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from auditdm_jax.answering import Questions, Translate
 from auditdm_jax.answers import text_answer_id, token_bytes
 from auditdm_jax.channels import Prober, Studio, instructions_of, layout
 from auditdm_jax.checkpoint import Checkpointer
-from auditdm_jax.collect import Questions, StepSettings, Translate
+from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.errors import UserError
-from auditdm_jax.files import atomic_folder
+from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
@@ -29,6 +30,7 @@ from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.state import Auditor, AuditState, Cast, Frozen, Role, Trained
 from auditdm_jax.step import make_step
+from auditdm_jax.topics import TOPICS, Topics, topic_weights, topics_of
 
 ARCHIVE_SIZE = 4096
 PROBE_DRAWS = 2**31
@@ -57,14 +59,14 @@ def load_players(config: TrainConfig) -> Players:
     return Players(auditor, target, tuple(references))
 
 
-def cast_of(players: Players, instructions: Sequence[str]) -> Cast:
+def cast_of(players: Players, instructions: Sequence[str], topics: Topics | None = None) -> Cast:
     """How each model is spoken to. instructions: one of each of the auditor's channels."""
 
     def role(vlm: VLM) -> Role:
         return Role(vlm.config, template_for(vlm), token_bytes(vlm.tokenizer))
 
     return Cast(
-        Auditor(players.auditor.config, instruction_prompts(players.auditor, instructions)),
+        Auditor(players.auditor.config, instruction_prompts(players.auditor, instructions), topics),
         role(players.target),
         tuple(role(vlm) for vlm in players.references),
     )
@@ -87,12 +89,12 @@ def share_tokens(players: Players) -> bool:
 
 
 def retokenizer(players: Players) -> Translate:
-    """Questions in the auditor's tokens -> in those of another model, through text on the host."""
+    """Text in the tokens of the auditor, or of another model, -> in those of a model, through the host."""
     models = (players.target, *players.references)
 
-    def translate(questions: Questions, number: int) -> Questions:
+    def translate(questions: Questions, number: int, writer: int | None) -> Questions:
         vlm = models[number]
-        texts = texts_of(players.auditor.tokenizer, *questions)
+        texts = texts_of((players.auditor if writer is None else models[writer]).tokenizer, *questions)
         tokens = vlm.tokenizer(texts, add_special_tokens=False)["input_ids"]
         # Twice the room: another vocabulary may cut the same words finer.
         *lead, length = questions[0].shape
@@ -125,7 +127,12 @@ def initial_state(config: TrainConfig, players: Players, optimizer: optax.Gradie
     else:
         trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), base)  # a copy: this one is donated
     trained = Trained(
-        trainable, optimizer.init(trainable), key, jnp.zeros((), jnp.int32), jnp.zeros(ARCHIVE_SIZE, jnp.float32)
+        trainable,
+        optimizer.init(trainable),
+        key,
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(ARCHIVE_SIZE, jnp.float32),
+        jnp.zeros((2, len(config.reward.topics)), jnp.float32),
     )
     return AuditState(trained, Frozen(base, players.target.params, tuple(vlm.params for vlm in players.references)))
 
@@ -180,7 +187,8 @@ def train(config: TrainConfig) -> Path:
     state = initial_state(config, players, settings.optimizer)
     size = input_size(players)
     source, held_out = open_source(config, size, "train"), open_source(config, size, "heldout")
-    cast = cast_of(players, instructions_of(config))
+    topics = topics_of(players.auditor, config.instruction, config.reward.topics, config.max_question_tokens)
+    cast = cast_of(players, instructions_of(config), topics)
     studio = Studio.load(config.probing)
     if studio:
         studio.check_size(size)
@@ -218,6 +226,9 @@ def train(config: TrainConfig) -> Path:
                 position = {"train": source.get_state(), "heldout": held_out.get_state()}
                 checkpoints.save(number, state.trained, position)
     save_auditor(run / "auditor", state, players.auditor)
+    if topics:
+        weights = topic_weights(state.trained.topics, config.reward.diversity, config.reward.topic_share)
+        write_json(run / TOPICS, dict(zip(("", *config.reward.topics), weights.tolist(), strict=True)))
     checkpoints.close()
     if isinstance(source, ImageSource) and source.skipped:
         print(f"images skipped: {reasons(source.skipped)}")
