@@ -279,8 +279,7 @@ def main(config: AuditConfig) -> dict[str, Any]:
         run = one_line(Path(config.out) / config.name)
         print(f"there is no run {run}: auditing with the untrained auditor {one_line(models.auditor)!r}")
     batch_size = min(config.batch_size, config.questions)
-    run = Path(config.out) / config.name
-    topics = read_json(run / TOPICS) if settings.reward.topics else None
+    topics = read_json(Path(config.out) / config.name / TOPICS) if settings.reward.topics else None
     panel, size = load_panel(trained, settings, config.temperature, batch_size, topics)
     spec = config.images or settings.images
     source = open_unseen(spec, settings.images, size, batch_size, config.seed)

@@ -166,7 +166,7 @@ def instruction_prompts(vlm: "VLM", instructions: Sequence[str], beginnings: Seq
     """
     rows = [instruction_template(vlm, instruction).prefix_ids for instruction in instructions]
     if beginnings:
-        rows = [np.append(row, np.int32(begun)) for row, begun in zip(rows, beginnings, strict=True)]
+        rows = [np.append(row, np.array(begun, np.int32)) for row, begun in zip(rows, beginnings, strict=True)]
     width = max(map(len, rows))
     ids = np.stack([np.pad(row, (width - len(row), 0), constant_values=vlm.config.pad_token_id) for row in rows])
     lengths = np.array([len(row) for row in rows])

@@ -60,12 +60,13 @@ def test_answers_are_scored_as_one_by_one(players, images, member):
 
 
 def test_the_consensus_is_written_as_its_first_reference_writes_it():
+    ids, no = jnp.array([[[7, 8]], [[9, 8]]], jnp.uint32), jnp.zeros((1, 2), bool)
     said = [
-        Answer(jnp.array([[7, 8]], jnp.uint32), jnp.zeros((1, 2), bool), jnp.array([[[1, 2], [3, 4]]]), jnp.ones((1, 2, 2), bool)),
-        Answer(jnp.array([[9, 8]], jnp.uint32), jnp.zeros((1, 2), bool), jnp.array([[[5, 0], [6, 0]]]), jnp.zeros((1, 2, 2), bool)),
-    ]  # fmt: skip
-    no = jnp.zeros((1, 2), bool)
-    outcome = disagreement(jnp.zeros((1, 2), jnp.uint32), no, jnp.array([[[9, 8]], [[9, 8]]], jnp.uint32), jnp.stack([no, no]), 3)  # fmt: skip
+        Answer(ids[0], no, jnp.array([[[1, 2], [3, 4]]]), jnp.ones((1, 2, 2), bool)),
+        Answer(ids[1], no, jnp.array([[[5, 0], [6, 0]]]), jnp.zeros((1, 2, 2), bool)),
+    ]
+    shared = jnp.tile(ids[1], (2, 1, 1))  # the consensus is 9 and 8
+    outcome = disagreement(ids[0] * 0, no, shared, shared < 0, abstain_id=3)
     ids, words = consensus_words(said, outcome, 0, None)
     assert ids.tolist() == [[[5, 0], [3, 4]]]
     assert words.tolist() == [[[False, False], [True, True]]]
@@ -89,7 +90,8 @@ def test_likelihood_rewards_are_those_of_answers_scored_alone(players, images, t
     )  # fmt: skip
     examined = examined if through_text else jax.jit(examined)
     outcome = examined(frozen, images=jnp.asarray(images), questions=tokens_of(players.auditor, QUESTIONS))
-    assert outcome.claimed.any() and outcome.agreed.any()
+    assert outcome.claimed.any()
+    assert outcome.agreed.any()
     for i, row in enumerate(QUESTIONS):
         for j, question in enumerate(row):
             if not outcome.valid[i, j]:

@@ -54,7 +54,8 @@ def test_questions_are_put_together_without_gaps():
     assert whole.ids.tolist() == [[[1, 2, 3, 0]], [[7, 8, 1, 2]], [[9, 1, 2, 3]]]
     assert whole.mask.tolist() == [[[True] * 3 + [False]], [[True] * 4], [[True] * 4]]
     assert whole.logps.tolist() == [[[-1, -2, -3, 0]], [[0, 0, -1, -2]], [[0, -1, -2, -3]]]
-    assert whole_questions(topics, jnp.array([0, 1, 2]), written, 3).ids.tolist() == [[[1, 2, 3]], [[7, 8, 1]], [[9, 1, 2]]]  # fmt: skip
+    cut = whole_questions(topics, jnp.array([0, 1, 2]), written, 3)
+    assert cut.ids.tolist() == [[[1, 2, 3]], [[7, 8, 1]], [[9, 1, 2]]]
 
 
 @pytest.fixture(scope="module")
