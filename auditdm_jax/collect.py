@@ -187,10 +187,10 @@ def diversified(
     outcome: Outcome, questions: Completions, archive: Float[Array, "A"], reward: Reward
 ) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
     """Rewards times the weight of how often such a failure was found, or so asked, lately; and the new archive."""
-    parts, counts = outcome.consensus_id[..., None], outcome.claimed[..., None]
+    parts, counts = outcome.consensus_id[..., None], outcome.reward[..., None] > 0
     if reward.novelty != "answer":
         ngrams, present = question_ngrams(questions.ids, questions.mask, reward.ngram)
-        # A cell is a piece of a question together with the right answer, and only failures are in cells.
+        # A cell is a piece of a question together with the right answer, and only what earns is in a cell.
         cells = reward.novelty == "cells"
         parts, counts = (mix32(ngrams * 31 + parts), present & counts) if cells else (ngrams, present)
     weigh = partial(novelty_weights, archive=archive, c=reward.diversity, floor=reward.floor)

@@ -10,54 +10,11 @@ from auditdm_jax.conventions import DEFAULT_PRESET, PRESETS, Convention, convent
 from auditdm_jax.errors import UserError
 from auditdm_jax.policy_terms import KLEstimator, LossType, SamplingCorrection
 from auditdm_jax.prompts import CAPTION_INSTRUCTION, COMMAND_INSTRUCTION, QUESTION_INSTRUCTION
+from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.zoo_paths import same_model
 
 Channel = Literal["question", "edit", "caption"]
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
-
-
-@dataclass(frozen=True)
-class Reward:
-    """What a question earns."""
-
-    agreement: float = 1.0
-    """Share of the references that must give the same answer for it to be the consensus; 1 = unanimous."""
-    disagreement: Literal["binary", "share", "likelihood"] = "binary"
-    """1 or 0; the share of the references that are contradicted with one voice; or by how much likelier the consensus
-    is to them than to the target (`reward.likelihood_reward`)."""
-    diversity: float = 60.0
-    """c in 1 / (1 + c * relative frequency): how much less a failure of a kind often found earns; 0 = nothing less."""
-    novelty: Literal["answer", "ngrams", "cells"] = "answer"
-    """Whose frequency that is: of the consensus answer among the failures, of the question's word sequences among the
-    questions, or of both together (a word sequence with an answer) among the failures."""
-    ngram: int = 2
-    """Length of those sequences, in tokens."""
-    scope: Literal["archive", "group"] = "archive"
-    """Among what it is counted: all that the run found lately, or the questions of the same image."""
-    decay: float = 0.9
-    """Share of the archive that a step keeps; at 0 the batch alone counts."""
-    floor: float = 0.0
-    """Share of the reward that no frequency takes away; nearer to 1, success counts more and coverage less."""
-    topics: tuple[str, ...] = ()
-    """Beginnings of questions ("how many") for the auditor to go on from, drawn by what is still uncovered."""
-    topic_share: float = 0.25
-    """Share of the images that are given one of the topics."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.agreement <= 1:
-            raise UserError(f"reward.agreement is {self.agreement}: it is a share of the references, above 0, up to 1")
-        if not 0 <= self.diversity < float("inf"):
-            raise UserError(f"reward.diversity is {self.diversity}: it must be 0 (no diversity term) or more")
-        if self.ngram < 1:
-            raise UserError(f"reward.ngram is {self.ngram}: a word sequence has 1 token or more")
-        if not 0 <= self.decay < 1:
-            raise UserError(f"reward.decay is {self.decay}: it must be from 0 to below 1")
-        if not 0 <= self.floor <= 1:
-            raise UserError(f"reward.floor is {self.floor}: it is a share of the reward, from 0 to 1")
-        if not 0 < self.topic_share <= 1:
-            raise UserError(f"reward.topic-share is {self.topic_share}: it is a share, above 0; leave out the topics")
-        if len({*self.topics}) < len(self.topics) or not all(topic.strip() for topic in self.topics):
-            raise UserError("reward.topics has a topic that is empty or stands twice: name each once")
 
 
 @dataclass(frozen=True)

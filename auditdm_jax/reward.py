@@ -8,6 +8,8 @@ parses is for an oracle to say, on the host: here such a question shows by what 
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import flax.struct
 import jax.numpy as jnp
@@ -15,6 +17,51 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from auditdm_jax.answers import mix32
+from auditdm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What a question earns."""
+
+    agreement: float = 1.0
+    """Share of the references that must give the same answer for it to be the consensus; 1 = unanimous."""
+    disagreement: Literal["binary", "share", "likelihood"] = "binary"
+    """1 or 0; the share of the references that are contradicted with one voice; or by how much likelier the consensus
+    is to them than to the target (`reward.likelihood_reward`)."""
+    diversity: float = 60.0
+    """c in floor + (1 - floor) / (1 + c * frequency): how much less a kind often found earns; 0 = nothing."""
+    novelty: Literal["answer", "ngrams", "cells"] = "answer"
+    """Whose frequency that is: of the consensus answer among the failures, of the question's word sequences among the
+    questions, or of both together (a word sequence with an answer) among the failures."""
+    ngram: int = 2
+    """Length of those sequences, in tokens."""
+    scope: Literal["archive", "group"] = "archive"
+    """Among what it is counted: all that the run found lately, or the questions of the same image."""
+    decay: float = 0.9
+    """Share of the archive that a step keeps; at 0 the batch alone counts."""
+    floor: float = 0.0
+    """Share of the reward that no frequency takes away; nearer to 1, success counts more and coverage less."""
+    topics: tuple[str, ...] = ()
+    """Beginnings of questions ("how many") for the auditor to go on from, drawn by what is still uncovered."""
+    topic_share: float = 0.25
+    """Share of the images that are given one of the topics."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.agreement <= 1:
+            raise UserError(f"reward.agreement is {self.agreement}: it is a share of the references, above 0, up to 1")
+        if not 0 <= self.diversity < float("inf"):
+            raise UserError(f"reward.diversity is {self.diversity}: it must be 0 (no diversity term) or more")
+        if self.ngram < 1:
+            raise UserError(f"reward.ngram is {self.ngram}: a word sequence has 1 token or more")
+        if not 0 <= self.decay < 1:
+            raise UserError(f"reward.decay is {self.decay}: it must be from 0 to below 1")
+        if not 0 <= self.floor <= 1:
+            raise UserError(f"reward.floor is {self.floor}: it is a share of the reward, from 0 to 1")
+        if not 0 < self.topic_share <= 1:
+            raise UserError(f"reward.topic-share is {self.topic_share}: it is a share, above 0; leave out the topics")
+        if len({*self.topics}) < len(self.topics) or not all(topic.strip() for topic in self.topics):
+            raise UserError("reward.topics has a topic that is empty or stands twice: name each once")
 
 
 @flax.struct.dataclass
