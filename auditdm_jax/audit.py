@@ -27,17 +27,18 @@ from auditdm_jax.config import CHANNELS, AuditConfig, TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons, trained_files
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer
-from auditdm_jax.files import write_json
+from auditdm_jax.files import read_json, write_json
 from auditdm_jax.health import health_lines, reference_health
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Answers, Asked, Examined, consensus_of, examine
 from auditdm_jax.prompts import instruction_prompts
-from auditdm_jax.rollout import decode
+from auditdm_jax.rollout import ask, decode, prompt_rows, words_of
 from auditdm_jax.runs import audit_settings
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.summary import report_lines, summarize
+from auditdm_jax.topics import TOPICS, draw_topics, topics_of, whole_questions
 
 Images = UInt8[np.ndarray, "B H W 3"]
 Answer = Callable[[Images, Sequence[str]], list[str]]
@@ -191,11 +192,32 @@ def make_ask(vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, stu
     return ask_batch
 
 
-def load_panel(trained: str, settings: TrainConfig, temperature: float, batch_size: int) -> tuple[Panel, int]:
+def make_topic_ask(vlm: VLM, settings: TrainConfig, temperature: float, weights: Mapping[str, float]) -> Ask:
+    """One sampled question an image, which goes on from a topic. weights: the chance of each topic; "" is none."""
+    names, length = ("", *settings.reward.topics), settings.max_question_tokens
+    topics = topics_of(vlm, settings.instruction, names[1:], length)
+    assert topics is not None  # the run has some
+    chances = jnp.array([weights[name] for name in names])
+
+    def ask_batch(images: Images, key: Array) -> Asking:
+        topic = draw_topics(jax.random.fold_in(key, 1), chances, len(images))
+        sampling = dict(num_generations=1, max_new_tokens=length, temperature=temperature)
+        written = ask(vlm.params, vlm.config, prompt_rows(topics.prompts, topic), images, key, **sampling)
+        questions = whole_questions(topics, topic, written, length)
+        overlong = np.asarray(words_of(questions, vlm.config)[2])[:, 0]
+        asked = [Asked("", text, not late) for text, late in zip(decode(vlm, questions), overlong, strict=True)]
+        return Asking(asked, np.asarray(images))
+
+    return ask_batch
+
+
+def load_panel(
+    trained: str, settings: TrainConfig, temperature: float, batch_size: int, topics: Mapping[str, float] | None = None
+) -> tuple[Panel, int]:
     """The models of a run, and the largest image size any of them takes; the others resample on the device.
 
-    trained: the trained auditor, or "" to measure the auditor before training alone. Raises UserError for a
-    model that cannot be loaded.
+    trained: the trained auditor, or "" to measure the auditor before training alone. topics: as `make_topic_ask` has
+    them, for the trained one. Raises UserError for a model that cannot be loaded.
     """
     names = settings.models
     dtype = jnp.dtype(settings.dtype)
@@ -215,7 +237,9 @@ def load_panel(trained: str, settings: TrainConfig, temperature: float, batch_si
         return Answerer.of_run(vlm, base, settings, batch_size)
 
     panel = Panel(
-        make_ask(auditor, base, settings, temperature, studio),
+        make_topic_ask(auditor, settings, temperature, topics)
+        if trained and topics
+        else make_ask(auditor, base, settings, temperature, studio),
         make_ask(base, base, settings, temperature, studio) if trained else None,
         answerer(target),
         tuple(answerer(vlm) for vlm in references),
@@ -255,7 +279,8 @@ def main(config: AuditConfig) -> dict[str, Any]:
         run = one_line(Path(config.out) / config.name)
         print(f"there is no run {run}: auditing with the untrained auditor {one_line(models.auditor)!r}")
     batch_size = min(config.batch_size, config.questions)
-    panel, size = load_panel(trained, settings, config.temperature, batch_size)
+    topics = read_json(Path(config.out) / config.name / TOPICS) if settings.reward.topics else None
+    panel, size = load_panel(trained, settings, config.temperature, batch_size, topics)
     spec = config.images or settings.images
     source = open_unseen(spec, settings.images, size, batch_size, config.seed)
     limits = (config.questions, config.prompt_only_questions, settings.reward.agreement, config.seed)

@@ -3,7 +3,6 @@
 images -> what the auditor writes -> (new images ->) answers of target and references -> outcome -> reward
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -11,25 +10,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
-from auditdm_jax.answers import answer_ids, text_answer_id
+from auditdm_jax.answering import Translate, examine
+from auditdm_jax.answers import mix32
 from auditdm_jax.channels import Prober, layout
 from auditdm_jax.config import CHANNELS, GRPO, Reward
 from auditdm_jax.models import lora
-from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
-from auditdm_jax.prompts import fill
-from auditdm_jax.reward import Outcome, disagreement, novelty_weights, question_ngrams
+from auditdm_jax.reward import Outcome, novelty_weights, question_ngrams
 from auditdm_jax.rollout import ask, prompt_rows, words_of
-from auditdm_jax.sampling import Completions, Prompt, sample
-from auditdm_jax.state import Cast, Frozen, Params, Role, Trained
+from auditdm_jax.sampling import Completions, Prompt
+from auditdm_jax.state import Cast, Frozen, Params, Trained
+from auditdm_jax.topics import counted, draw_topics, topic_weights, whole_questions
 
-ABSTENTION = "unclear"
-
-Questions = tuple[Int[Array, "B G T"], Bool[Array, "B G T"]]
-# (questions in the auditor's tokens, number of the model that is asked: the target is 0, then come the references).
-Translate = Callable[[Questions, int], Questions]
+Memory = dict[str, Array]
+"""What a batch changes of `state.Trained`: the archive, and the counts of the topics."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,8 @@ class StepSettings:
 
 
 class Batch(NamedTuple):
-    """What an update learns from. signal: groups whose rewards, before diversity, are not all the same."""
+    """What an update learns from. questions: what the auditor wrote of them, behind the prompt. signal: groups whose
+    rewards, before diversity, are not all the same."""
 
     images: UInt8[Array, "B H W 3"]
     prompt: Prompt
@@ -63,10 +60,16 @@ def collect(
     cast: Cast,
     settings: StepSettings,
     translate: Translate | None,
-) -> tuple[Batch, Float[Array, "A"], dict[str, Array], dict[str, Array]]:
-    """Questions about a batch of images, answered and rewarded; the new archive, metrics, and the record."""
-    prompt = prompt_rows(cast.auditor.prompts, jnp.zeros(len(images), jnp.int32))
-    questions = ask(
+) -> tuple[Batch, Memory, dict[str, Array], dict[str, Array]]:
+    """Questions about a batch of images, answered and rewarded; the new memory, metrics, and the record."""
+    topics, reward = cast.auditor.topics, settings.reward
+    if topics is None:
+        prompt = prompt_rows(cast.auditor.prompts, jnp.zeros(len(images), jnp.int32))
+    else:
+        weights = topic_weights(trained.topics, reward.diversity, reward.topic_share)
+        topic = draw_topics(jax.random.fold_in(key, 2**30), weights, len(images))
+        prompt = prompt_rows(topics.prompts, topic)
+    written = ask(
         auditor_params(trained.auditor, frozen.auditor),
         cast.auditor.config,
         prompt,
@@ -76,13 +79,18 @@ def collect(
         max_new_tokens=settings.max_question_tokens,
         temperature=settings.grpo.temperature,
     )
+    questions = written if topics is None else whole_questions(topics, topic, written, settings.max_question_tokens)
     words, empty, overlong = words_of(questions, cast.auditor.config)
     flaws = {"question_empty": empty, "question_overlong": overlong}
-    outcome = examine(frozen, cast, images, (questions.ids, words), flaws, settings, translate)
-    rewards, archive = diversified(outcome, questions, trained.archive, settings.reward)
+    asked = (questions.ids, words)
+    outcome = examine(frozen, cast, images, asked, flaws, reward, settings.max_answer_tokens, translate)
+    rewards, archive = diversified(outcome, questions, trained.archive, reward)
+    memory = {"archive": archive}
+    if topics is not None:
+        memory["topics"] = counted(trained.topics, topic, outcome.claimed)
     metrics = asked_metrics(outcome, rewards, questions)
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "reward": rewards, **recorded(outcome)}
-    return Batch(images, prompt, questions, rewards, ~zero_signal(outcome.reward)), archive, metrics, record
+    return Batch(images, prompt, written, rewards, ~zero_signal(outcome.reward)), memory, metrics, record
 
 
 def collect_probes(
@@ -95,7 +103,7 @@ def collect_probes(
     settings: StepSettings,
     translate: Translate | None,
     prober: Prober,
-) -> tuple[Batch, Float[Array, "A"], dict[str, Array], dict[str, Array]]:
+) -> tuple[Batch, Memory, dict[str, Array], dict[str, Array]]:
     """As `collect`, through all of the run's channels: only what was written for the channel is rewarded."""
     images = jnp.asarray(images)
     current = auditor_params(trained.auditor, frozen.auditor)
@@ -132,7 +140,7 @@ def collect_probes(
     record = {"question_ids": ids, "question_mask": mask, "reward": rewards, "images": probes.images}
     record |= recorded(outcome)
     signal = ~zero_signal(outcome.reward)
-    return Batch(images, probes.prompt, probes.written, rewards, signal), archive, metrics, record
+    return Batch(images, probes.prompt, probes.written, rewards, signal), {"archive": archive}, metrics, record
 
 
 def _rewarded(
@@ -148,7 +156,8 @@ def _rewarded(
     translate: Translate | None,
 ) -> tuple[Outcome, Array, Array]:
     words, _, _ = words_of(questions, cast.auditor.config)
-    outcome = examine(frozen, cast, images, (questions.ids, words), flaws, settings, translate)
+    asked = (questions.ids, words)
+    outcome = examine(frozen, cast, images, asked, flaws, settings.reward, settings.max_answer_tokens, translate)
     return outcome, *diversified(outcome, written, archive, settings.reward)
 
 
@@ -157,7 +166,7 @@ _rewarded_compiled = jax.jit(_rewarded, static_argnames=("settings", "translate"
 
 def asked_metrics(outcome: Outcome, rewards: Float[Array, "B G"], written: Completions) -> dict[str, Array]:
     """How the questions of a batch came out, and what they earned."""
-    expected = expected_zero_signal(outcome.reward.mean(), rewards.shape[1])
+    expected = expected_zero_signal(outcome.claimed.mean(), rewards.shape[1])
     shares = {name: value.mean() for name, value in vars(outcome).items() if value.dtype == bool and name != "valid"}
     metrics = {f"outcome/{name}": share for name, share in shares.items()}
     metrics |= {"reward/mean": rewards.mean(), "reward/before_diversity": outcome.reward.mean()}
@@ -175,64 +184,19 @@ def auditor_params(trainable: Params, base: Params) -> Params:
     return trainable if "text" in trainable else lora.attach(base, trainable)
 
 
-def examine(
-    frozen: Frozen,
-    cast: Cast,
-    images: UInt8[Array, "B H W 3"],
-    questions: Questions,
-    flaws: dict[str, Bool[Array, "B G"]],
-    settings: StepSettings,
-    translate: Translate | None,
-) -> Outcome:
-    """What target and references answer, and how each question came out. flaws: as `disagreement` names them."""
-    models = zip((frozen.target, *frozen.references), (cast.target, *cast.references), strict=True)
-    answers = []
-    for number, (params, role) in enumerate(models):
-        asked = translate(questions, number) if translate else questions
-        answers.append(answer(params, role, images, asked, settings.max_answer_tokens))
-    ids, empty = (jnp.stack(field) for field in zip(*answers, strict=True))
-    return disagreement(
-        ids[0],
-        empty[0],
-        ids[1:],
-        empty[1:],
-        abstain_id=text_answer_id(ABSTENTION),
-        agreement=settings.reward.agreement,
-        **flaws,
-    )
-
-
-@partial(jax.jit, static_argnames=("max_new_tokens",))
-def answer(
-    params: Params, role: Role, images: UInt8[Array, "B H W 3"], questions: Questions, max_new_tokens: int
-) -> tuple[Array, Array]:
-    """Greedy answers to G questions about each image as (canonical id uint32 [B, G], empty bool [B, G])."""
-    ids, mask = questions
-    batch, rows, length = ids.shape
-    flat = (ids.reshape(-1, length), mask.reshape(-1, length))
-    prompt = fill(role.template, *flat, role.config.pad_token_id)
-    features = encode_images(params, role.config, preprocess_on_device(role.config, images))
-    done = sample(
-        params,
-        role.config,
-        prompt,
-        jnp.repeat(features, rows, axis=0),
-        jax.random.key(0),  # greedy decoding draws nothing
-        num_generations=1,
-        max_new_tokens=max_new_tokens,
-        temperature=0.0,
-    )
-    canonical, empty = answer_ids(role.token_bytes, done.ids[:, 0], done.mask[:, 0])
-    return canonical.reshape(batch, rows), empty.reshape(batch, rows)
-
-
 def diversified(
     outcome: Outcome, questions: Completions, archive: Float[Array, "A"], reward: Reward
 ) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
-    """Rewards times 1 / (1 + c * how often such a failure was found, or so asked, lately), and the new archive."""
-    if reward.novelty == "answer":
-        parts, counted = outcome.consensus_id[..., None], outcome.claimed[..., None]
-    else:
-        parts, counted = question_ngrams(questions.ids, questions.mask, reward.ngram)
-    weights, archive = novelty_weights(parts, counted, archive, reward.diversity)
+    """Rewards times the weight of how often such a failure was found, or so asked, lately; and the new archive."""
+    parts, counts = outcome.consensus_id[..., None], outcome.reward[..., None] > 0
+    if reward.novelty != "answer":
+        ngrams, present = question_ngrams(questions.ids, questions.mask, reward.ngram)
+        # A cell is a piece of a question together with the right answer, and only what earns is in a cell.
+        cells = reward.novelty == "cells"
+        parts, counts = (mix32(ngrams * 31 + parts), present & counts) if cells else (ngrams, present)
+    weigh = partial(novelty_weights, archive=archive, c=reward.diversity, floor=reward.floor)
+    if reward.scope == "group":
+        alone = lambda *group: weigh(*group, decay=0.0)[0]  # noqa: E731
+        return outcome.reward * jax.vmap(alone)(parts[:, None], counts[:, None])[:, 0], archive
+    weights, archive = weigh(parts, counts, decay=reward.decay)
     return outcome.reward * weights, archive

@@ -10,24 +10,11 @@ from auditdm_jax.conventions import DEFAULT_PRESET, PRESETS, Convention, convent
 from auditdm_jax.errors import UserError
 from auditdm_jax.policy_terms import KLEstimator, LossType, SamplingCorrection
 from auditdm_jax.prompts import CAPTION_INSTRUCTION, COMMAND_INSTRUCTION, QUESTION_INSTRUCTION
+from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.zoo_paths import same_model
 
 Channel = Literal["question", "edit", "caption"]
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
-
-
-@dataclass(frozen=True)
-class Reward:
-    """What a question earns."""
-
-    agreement: float = 1.0
-    """Share of the references that must give the same answer for it to be the consensus; 1 = unanimous."""
-    diversity: float = 60.0
-    """c in 1 / (1 + c * relative frequency): how much less a failure of a kind often found earns; 0 = nothing less."""
-    novelty: Literal["answer", "ngrams"] = "answer"
-    """Whose frequency that is: of the consensus answer among the failures, or of the question's word sequences."""
-    ngram: int = 2
-    """Length of those sequences, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +222,10 @@ class TrainConfig(RunPaths):
         for name in (*counts, "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        if self.reward.topics and self.probing.channels != ("question",):
+            raise UserError("reward.topics are for questions alone: leave out --channels, or the topics")
+        if self.reward.disagreement == "share" and len(self.models.references) < 2:
+            raise UserError("reward.disagreement is share with one reference: name two or more, or leave it binary")
 
 
 @dataclass(frozen=True)

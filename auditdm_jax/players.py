@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from auditdm_jax.answering import Questions, Translate
 from auditdm_jax.answers import token_bytes
-from auditdm_jax.collect import Questions, Translate
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import instruction_prompts, padded, template_for, texts_of
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.state import Auditor, Cast, Role
+from auditdm_jax.topics import Topics
 
 
 class Players(NamedTuple):
@@ -29,14 +30,14 @@ def load_players(config: TrainConfig) -> Players:
     return Players(auditor, target, tuple(references))
 
 
-def cast_of(players: Players, instructions: Sequence[str]) -> Cast:
+def cast_of(players: Players, instructions: Sequence[str], topics: Topics | None = None) -> Cast:
     """How each model is spoken to. instructions: one of each of the auditor's channels."""
 
     def role(vlm: VLM) -> Role:
         return Role(vlm.config, template_for(vlm), token_bytes(vlm.tokenizer))
 
     return Cast(
-        Auditor(players.auditor.config, instruction_prompts(players.auditor, instructions)),
+        Auditor(players.auditor.config, instruction_prompts(players.auditor, instructions), topics),
         role(players.target),
         tuple(role(vlm) for vlm in players.references),
     )
@@ -59,12 +60,12 @@ def share_tokens(players: Players) -> bool:
 
 
 def retokenizer(players: Players) -> Translate:
-    """Questions in the auditor's tokens -> in those of another model, through text on the host."""
+    """Text in the tokens of the auditor, or of another model, -> in those of a model, through the host."""
     models = (players.target, *players.references)
 
-    def translate(questions: Questions, number: int) -> Questions:
+    def translate(questions: Questions, number: int, writer: int | None) -> Questions:
         vlm = models[number]
-        texts = texts_of(players.auditor.tokenizer, *questions)
+        texts = texts_of((players.auditor if writer is None else models[writer]).tokenizer, *questions)
         tokens = vlm.tokenizer(texts, add_special_tokens=False)["input_ids"]
         # Twice the room: another vocabulary may cut the same words finer.
         *lead, length = questions[0].shape

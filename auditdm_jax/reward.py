@@ -1,4 +1,4 @@
-"""What a question earns: 1 where the references agree and the target contradicts them; more where it is new.
+"""What a question earns: 1 where the references agree and the target contradicts them, or a share; more where new.
 
 Everything works on integers (`auditdm_jax.answers`) and is jit-able; nothing here has a gradient.
 
@@ -8,6 +8,8 @@ parses is for an oracle to say, on the host: here such a question shows by what 
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import flax.struct
 import jax.numpy as jnp
@@ -15,13 +17,59 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from auditdm_jax.answers import mix32
+from auditdm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What a question earns."""
+
+    agreement: float = 1.0
+    """Share of the references that must give the same answer for it to be the consensus; 1 = unanimous."""
+    disagreement: Literal["binary", "share", "likelihood"] = "binary"
+    """1 or 0; the share of the references that are contradicted with one voice; or by how much likelier the consensus
+    is to them than to the target (`reward.likelihood_reward`)."""
+    diversity: float = 60.0
+    """c in floor + (1 - floor) / (1 + c * frequency): how much less a kind often found earns; 0 = nothing."""
+    novelty: Literal["answer", "ngrams", "cells"] = "answer"
+    """Whose frequency that is: of the consensus answer among the failures, of the question's word sequences among the
+    questions, or of both together (a word sequence with an answer) among the failures."""
+    ngram: int = 2
+    """Length of those sequences, in tokens."""
+    scope: Literal["archive", "group"] = "archive"
+    """Among what it is counted: all that the run found lately, or the questions of the same image."""
+    decay: float = 0.9
+    """Share of the archive that a step keeps; at 0 the batch alone counts."""
+    floor: float = 0.0
+    """Share of the reward that no frequency takes away; nearer to 1, success counts more and coverage less."""
+    topics: tuple[str, ...] = ()
+    """Beginnings of questions ("how many") for the auditor to go on from, drawn by what is still uncovered."""
+    topic_share: float = 0.25
+    """Share of the images that are given one of the topics."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.agreement <= 1:
+            raise UserError(f"reward.agreement is {self.agreement}: it is a share of the references, above 0, up to 1")
+        if not 0 <= self.diversity < float("inf"):
+            raise UserError(f"reward.diversity is {self.diversity}: it must be 0 (no diversity term) or more")
+        if self.ngram < 1:
+            raise UserError(f"reward.ngram is {self.ngram}: a word sequence has 1 token or more")
+        if not 0 <= self.decay < 1:
+            raise UserError(f"reward.decay is {self.decay}: it must be from 0 to below 1")
+        if not 0 <= self.floor <= 1:
+            raise UserError(f"reward.floor is {self.floor}: it is a share of the reward, from 0 to 1")
+        if not 0 < self.topic_share <= 1:
+            raise UserError(f"reward.topic-share is {self.topic_share}: it is a share, above 0; leave out the topics")
+        if len({*self.topics}) < len(self.topics) or not all(topic.strip() for topic in self.topics):
+            raise UserError("reward.topics has a topic that is empty or stands twice: name each once")
 
 
 @flax.struct.dataclass
 class Outcome:
     """What came of G questions for each of B images. Exactly one of the eight outcomes holds for each.
 
-    reward: 1 where claimed, otherwise 0. valid: claimed or agreed, so that the question was scored.
+    reward: 1 where claimed, otherwise 0, unless it is graded (`share_reward`, `likelihood_reward`). valid: claimed or
+    agreed, so that the question was scored.
 
     Of what was written:     empty, overlong (it never ended).
     Of a new image:          spoiled (blank, unchanged or shifted: a failure would be the renderer's).
@@ -107,6 +155,35 @@ def disagreement(
     )
 
 
+def share_reward(plurality: Outcome, reference_ids: UInt32[Array, "R B G"]) -> Float[Array, "B G"]:
+    """The share of the R references that the target contradicts with one voice: 0, or from 2/R to 1 (R = 1: 1).
+
+    Their voice is the most common answer, consensus or not. Where another is as common, where it is an abstention, or
+    where the target gives it or no answer, the reward is 0. References that say something else do not count, though
+    the target may contradict them too: from three that contradict each other nothing follows.
+
+    plurality: from `disagreement` with an agreement of 1/R.
+    """
+    return plurality.reward * (reference_ids == plurality.consensus_id).mean(0)
+
+
+def likelihood_gap(target_logps: Float[Array, "B G"], reference_logps: Float[Array, "R B G"]) -> Float[Array, "B G"]:
+    """Nats by which the consensus answer is likelier to the references, on average, than to the target; any number.
+
+    The log-probabilities are of the answer, divided by its tokens.
+    """
+    return reference_logps.mean(0) - target_logps
+
+
+def likelihood_reward(outcome: Outcome, gap: Float[Array, "B G"]) -> Float[Array, "B G"]:
+    """1 - exp(-gap), in [0, 1): the share of the references' probability that the target does not give to their answer.
+
+    0 where the target finds it likelier than they do, and where there is no consensus, it is an abstention, or the
+    target abstains. A question that the target answers rightly, but hesitates, earns something.
+    """
+    return jnp.where(outcome.valid, -jnp.expm1(-jnp.maximum(gap, 0.0)), 0.0)
+
+
 def question_ngrams(
     ids: Int[Array, "*batch T"], mask: Bool[Array, "*batch T"], n: int
 ) -> tuple[UInt32[Array, "*batch T"], Bool[Array, "*batch T"]]:
@@ -131,17 +208,20 @@ def novelty_weights(
     c: float,
     *,
     decay: float = 0.9,
+    floor: float = 0.0,
 ) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
-    """Weights in (0, 1] that shrink the reward of a question whose parts are often met; the new archive.
+    """Weights in (floor, 1] that shrink the reward of a question whose parts are often met; the new archive.
 
-        weight = mean over the question's parts of 1 / (1 + c * frequency)
+        weight = floor + (1 - floor) * mean over the question's parts of 1 / (1 + c * frequency)
 
     A frequency is the share, in [0, 1], of recent questions that hold the part: the archive keeps it for A
     hashed buckets as an exponential moving average, from zeros, and takes the batch in before it is read.
 
     features: hashes of the parts: n-grams (`question_ngrams`), or the answer. mask: which count; a question without
     any weighs 1, uncounted.
-    c: at 0 nothing shrinks. decay: share of the old archive in the new one, in [0, 1).
+    c: at 0 nothing shrinks. decay: share of the old archive in the new one, in [0, 1); at 0 the batch alone counts.
+    floor: what is left of the reward of the most common part, in [0, 1]: a failure that is rare is preferred to a
+    common one only if it succeeds more than `floor` times as often.
     """
     buckets = (features % archive.shape[0]).astype(jnp.int32)
     # A part that a question repeats counts once: else repeating a rare one would pay.
@@ -153,4 +233,4 @@ def novelty_weights(
     archive = decay * archive + (1 - decay) * share
     weights = 1 / (1 + c * archive[buckets])
     mean = (weights * first).sum(-1) / jnp.maximum(first.sum(-1), 1)
-    return jnp.where(mask.any(-1), mean, 1.0), archive
+    return jnp.where(mask.any(-1), floor + (1 - floor) * mean, 1.0), archive

@@ -14,6 +14,7 @@ from auditdm_jax.answers import TokenBytes
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.prompts import PromptTemplate
 from auditdm_jax.sampling import Prompt
+from auditdm_jax.topics import Topics
 
 Params = Any
 
@@ -24,6 +25,7 @@ class Trained:
 
     auditor: all parameters, or LoRA adapters. step: updates done. key: the run's key; a step folds its number in, so
     that a resumed run repeats exactly. archive: how often each hashed part of a question was asked lately (>= 0).
+    topics: of each of the K topics, questions asked lately and failures found.
     """
 
     auditor: Params
@@ -31,6 +33,7 @@ class Trained:
     key: Array
     step: Int[Array, ""]
     archive: Float[Array, "A"]
+    topics: Float[Array, "2 K"]
 
 
 @flax.struct.dataclass
@@ -63,10 +66,11 @@ class Role:
 
 @flax.struct.dataclass
 class Auditor:
-    """How the auditor is spoken to: its static configuration and a prompt for each of its C channels."""
+    """How the auditor is spoken to: its static configuration, a prompt for each of its C channels, its topics."""
 
     config: VLMConfig = flax.struct.field(pytree_node=False)
     prompts: Prompt
+    topics: Topics | None = None
 
 
 @flax.struct.dataclass

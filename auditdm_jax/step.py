@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, UInt8
 
+from auditdm_jax.answering import Translate
 from auditdm_jax.channels import Prober
-from auditdm_jax.collect import Batch, StepSettings, Translate, auditor_params, collect, collect_probes
+from auditdm_jax.collect import Batch, StepSettings, auditor_params, collect, collect_probes
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.policy_gradient import policy_gradient_loss
 from auditdm_jax.rollout import question_logps
@@ -77,9 +78,9 @@ def audit_step(
     """
     trained, frozen = state.trained, state.frozen
     key = jax.random.fold_in(trained.key, trained.step)
-    batch, archive, asked, record = ask_once(trained, frozen, images, key)
+    batch, memory, asked, record = ask_once(trained, frozen, images, key)
     trained, metrics = update(trained, frozen, config, batch, settings)
-    return AuditState(replace(trained, archive=archive), frozen), metrics | asked, record
+    return AuditState(replace(trained, **memory), frozen), metrics | asked, record
 
 
 def resampling_step(
@@ -98,18 +99,18 @@ def resampling_step(
     """
     trained, frozen = state.trained, state.frozen
     key = jax.random.fold_in(trained.key, trained.step)
-    batch, archive, asked, record = ask_once(trained, frozen, images, key)
+    batch, memory, asked, record = ask_once(trained, frozen, images, key)
     metrics = [asked]
     while draw is not None and len(metrics) <= settings.grpo.max_resamples and not batch.signal.all():
         key = jax.random.fold_in(key, 2**31 + len(metrics))  # apart from the draws within a batch
-        other, archive, asked, _ = ask_once(replace(trained, archive=archive), frozen, draw(), key)
+        other, memory, asked, _ = ask_once(replace(trained, **memory), frozen, draw(), key)
         batch = refill(batch, other)
         metrics.append(asked)
     batch = batch._replace(rewards=jnp.where(batch.signal[:, None], batch.rewards, jnp.nan))
     trained, updated = update(trained, frozen, cast.auditor.config, batch, settings)
     updated |= {name: sum(asked[name] for asked in metrics) / len(metrics) for name in metrics[0]}
     updated |= {"sampling/batches": len(metrics), "sampling/groups_with_signal": batch.signal.mean()}
-    return AuditState(replace(trained, archive=archive), frozen), updated, record
+    return AuditState(replace(trained, **memory), frozen), updated, record
 
 
 @jax.jit

@@ -21,7 +21,7 @@ from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.errors import UserError
-from auditdm_jax.files import atomic_folder
+from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.health import weight_warnings
 from auditdm_jax.joint import make_joint_step
 from auditdm_jax.log import Log
@@ -29,11 +29,13 @@ from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.players import Players, cast_of, input_size, load_players, retokenizer, share_tokens
 from auditdm_jax.prompts import texts_of
+from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.state import AuditState, Frozen, Trained
 from auditdm_jax.step import make_step
+from auditdm_jax.topics import TOPICS, topic_weights, topics_of
 
 ARCHIVE_SIZE = 4096
 PROBE_DRAWS = 2**31
@@ -73,7 +75,12 @@ def initial_state(config: TrainConfig, players: Players, optimizer: optax.Gradie
     else:
         trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), base)  # a copy: this one is donated
     trained = Trained(
-        trainable, optimizer.init(trainable), key, jnp.zeros((), jnp.int32), jnp.zeros(ARCHIVE_SIZE, jnp.float32)
+        trainable,
+        optimizer.init(trainable),
+        key,
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(ARCHIVE_SIZE, jnp.float32),
+        jnp.zeros((2, len(config.reward.topics)), jnp.float32),
     )
     return AuditState(trained, Frozen(base, players.target.params, tuple(vlm.params for vlm in players.references)))
 
@@ -142,9 +149,12 @@ class Opened(NamedTuple):
         position = {"train": self.source.get_state(), "heldout": self.held_out.get_state()}
         self.checkpoints.save(number, state.trained, position)
 
-    def close(self, state: AuditState, auditor: VLM) -> Path:
-        """Writes the trained auditor; returns the folder."""
+    def close(self, state: AuditState, auditor: VLM, reward: Reward) -> Path:
+        """Writes the trained auditor, and how it draws topics; returns the folder."""
         save_auditor(self.folder / "auditor", state, auditor)
+        if reward.topics:
+            weights = topic_weights(state.trained.topics, reward.diversity, reward.topic_share)
+            write_json(self.folder / TOPICS, dict(zip(("", *reward.topics), weights.tolist(), strict=True)))
         self.checkpoints.close()
         if isinstance(self.source, ImageSource) and self.source.skipped:
             print(f"images skipped: {reasons(self.source.skipped)}")
@@ -182,7 +192,8 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     config = configs[0]
     players = load_players(config)
     settings = step_settings(config)
-    cast = cast_of(players, instructions_of(config))
+    topics = topics_of(players.auditor, config.instruction, config.reward.topics, config.max_question_tokens)
+    cast = cast_of(players, instructions_of(config), topics)
     studio = Studio.load(config.probing)
     if studio:
         studio.check_size(input_size(players))
@@ -232,7 +243,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                 for log, run, state in zip(logs, runs, states, strict=True):
                     log.flush()
                     run.save(number, state)
-    return [run.close(state, players.auditor) for run, state in zip(runs, states, strict=True)]
+    return [run.close(state, players.auditor, config.reward) for run, state in zip(runs, states, strict=True)]
 
 
 def used_by_all(config: TrainConfig) -> None:

@@ -70,7 +70,9 @@ def our_steps(vlm: VLM, images: np.ndarray):
 
     trainable = jax.tree.map(jnp.array, vlm.params)
     opt_state = settings.optimizer.init(trainable)
-    trained = Trained(trainable, opt_state, jax.random.key(0), jnp.zeros((), jnp.int32), jnp.zeros(1))
+    trained = Trained(
+        trainable, opt_state, jax.random.key(0), jnp.zeros((), jnp.int32), jnp.zeros(1), jnp.zeros((2, 0))
+    )
 
     def run(number: int) -> None:
         nonlocal trained

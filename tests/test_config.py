@@ -3,7 +3,7 @@
 import pytest
 import tyro
 
-from auditdm_jax.config import AuditConfig, RectifyConfig, TrainConfig
+from auditdm_jax.config import AuditConfig, Models, Probing, RectifyConfig, Reward, TrainConfig
 from auditdm_jax.errors import UserError
 
 
@@ -35,3 +35,38 @@ def test_numbers_that_cannot_be_are_named(config, wrong):
     (name, value), *_ = wrong.items()
     with pytest.raises(UserError, match=f"{name.replace('_', '-')} is {value}"):
         config(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"agreement": 0.0}, "agreement is 0.0"),
+        ({"agreement": float("nan")}, "agreement is nan"),
+        ({"diversity": -1.0}, "diversity is -1.0"),
+        ({"ngram": 0}, "ngram is 0"),
+        ({"decay": 1.0}, "decay is 1.0"),
+        ({"floor": 1.5}, "floor is 1.5"),
+        ({"topic_share": 0.0}, "topic-share is 0.0"),
+        ({"topics": ("how many", " ")}, "empty or stands twice"),
+        ({"topics": ("how many", "how many")}, "empty or stands twice"),
+    ],
+)
+def test_rewards_that_cannot_be_are_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        Reward(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"reward": Reward(topics=("how many",)), "probing": Probing(channels=("question", "edit"))},
+            "questions alone",
+        ),
+        ({"reward": Reward(disagreement="share"), "models": Models(references=("reference-a",))}, "two or more"),
+    ],
+)
+def test_rewards_that_clash_with_the_run_are_one_line(settings, words):
+    with pytest.raises(UserError, match=words) as error:
+        TrainConfig(**settings)
+    assert "\n" not in str(error.value)

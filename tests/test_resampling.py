@@ -76,7 +76,7 @@ def test_it_stops_when_the_batch_is_full_or_at_the_cap(parts, monkeypatch, signa
     def ask_once(trained, frozen, images, key):
         drawn.append(jax.random.key_data(key).tolist())
         batch = labelled(signals[len(drawn) - 1], 2 * len(drawn))
-        return batch, trained.archive + 1, {"reward/mean": float(len(drawn))}, {"number": len(drawn)}
+        return batch, {"archive": trained.archive + 1}, {"reward/mean": float(len(drawn))}, {"number": len(drawn)}
 
     def learn(trained, frozen, auditor, batch, settings):
         seen.append(batch)

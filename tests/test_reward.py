@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from auditdm_jax.collect import diversified
 from auditdm_jax.config import Reward
-from auditdm_jax.reward import consensus, disagreement, novelty_weights, question_ngrams
+from auditdm_jax.reward import (
+    consensus,
+    disagreement,
+    likelihood_gap,
+    likelihood_reward,
+    novelty_weights,
+    question_ngrams,
+    share_reward,
+)
 from auditdm_jax.sampling import Completions
 
 UNCLEAR, RED, BLUE, GREEN = 4_000_000_000, 1, 2, 3
@@ -85,6 +93,61 @@ def test_consensus_is_a_plain_vote(references, seed, agreement):
         assert not alone or answer == first
 
 
+@pytest.mark.parametrize(
+    ("target", "references", "share"),
+    [
+        (BLUE, [RED, RED, RED], 1),
+        (RED, [RED, RED, RED], 0),
+        (BLUE, [RED, RED, GREEN], 2 / 3),  # the third is contradicted too, but not with one voice
+        (GREEN, [RED, RED, GREEN], 2 / 3),
+        (RED, [RED, RED, GREEN], 0),
+        (BLUE, [RED, GREEN, 9], 0),
+        (BLUE, [RED, RED, GREEN, GREEN], 0),
+        (BLUE, [RED, RED, UNCLEAR], 2 / 3),
+        (BLUE, [UNCLEAR, UNCLEAR, RED], 0),
+        (UNCLEAR, [RED, RED, RED], 0),
+        (BLUE, [RED], 1),
+    ],
+)
+def test_share_of_references_contradicted(target, references, share):
+    for order in permutations(references):
+        said = jnp.array(order, jnp.uint32).reshape(-1, 1, 1)
+        no = jnp.zeros((1, 1), bool)
+        plurality = disagreement(
+            jnp.full((1, 1), target, jnp.uint32), no, said, said < 0, UNCLEAR, 1 / len(order), question_empty=no
+        )
+        np.testing.assert_allclose(share_reward(plurality, said), [[share]], rtol=1e-6)
+
+
+def test_references_that_say_nothing_are_no_voice():
+    said, no = jnp.array([RED, RED, 0], jnp.uint32).reshape(3, 1, 1), jnp.zeros((1, 1), bool)
+    plurality = disagreement(no + jnp.uint32(BLUE), no, said, said == 0, UNCLEAR, 1 / 3)
+    np.testing.assert_allclose(share_reward(plurality, said), [[2 / 3]], rtol=1e-6)
+
+
+def test_likelihood_by_hand():
+    # The references give the answer probabilities whose geometric means are 0.8 and 0.5, the target 0.1, 0.9, 0.2, 0.2.
+    target = jnp.log(jnp.array([[0.1, 0.9, 0.2, 0.2]]))
+    references = jnp.log(jnp.array([[[0.8, 0.8, 0.5, 0.5]], [[0.8, 0.8, 0.5, 0.5]], [[0.8, 0.8, 0.5, 0.5]]]))
+    gap = likelihood_gap(target, references)
+    np.testing.assert_allclose(gap, [[np.log(8), np.log(8 / 9), np.log(2.5), np.log(2.5)]], rtol=1e-6)
+    uneven = likelihood_gap(jnp.log(jnp.array([[0.1]])), jnp.log(jnp.array([[[0.9]], [[0.4]]])))
+    np.testing.assert_allclose(uneven, [[np.log(np.sqrt(0.9 * 0.4) / 0.1)]], rtol=1e-6)
+    # Answered otherwise; answered so; answered so, but hesitating; no consensus.
+    said = jnp.array([[[RED, RED, RED, RED]], [[RED, RED, RED, BLUE]]], jnp.uint32)
+    no = jnp.zeros((1, 4), bool)
+    outcome = disagreement(jnp.array([[BLUE, RED, RED, GREEN]], jnp.uint32), no, said, said < 0, UNCLEAR)
+    np.testing.assert_allclose(likelihood_reward(outcome, gap), [[1 - 1 / 8, 0, 1 - 1 / 2.5, 0]], rtol=1e-6)
+
+
+@given(st.floats(-40, 40), st.floats(0, 5))
+def test_the_likelier_the_consensus_is_to_the_references_the_more_is_earned(gap, more):
+    said, no = jnp.full((1, 1, 1), RED, jnp.uint32), jnp.zeros((1, 1), bool)
+    outcome = disagreement(jnp.full((1, 1), BLUE, jnp.uint32), no, said, said < 0, UNCLEAR)
+    low, high = (float(likelihood_reward(outcome, jnp.full((1, 1), g))[0, 0]) for g in (gap, gap + more))
+    assert 0 <= low <= high <= 1
+
+
 def test_ngrams_follow_the_tokens_not_their_place():
     ids = jnp.array([[5, 6, 7, 5, 6], [9, 5, 6, 0, 0]])
     mask = jnp.array([[True] * 5, [True] * 3 + [False] * 2])
@@ -118,6 +181,20 @@ def test_novelty_by_hand():
     np.testing.assert_allclose(new, [0, 0.75, 1 / 6, 0.2, 0, 0, 0, 0], rtol=1e-6)
     often, seldom = 1 / (1 + 2 * 0.75), 1 / (1 + 2 / 6)
     np.testing.assert_allclose(weights, [[(often + seldom) / 2, often, often]], rtol=1e-6)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10_000), st.floats(0, 20), st.floats(0, 0.99), st.floats(0, 1))
+def test_a_floor_moves_the_weights_towards_one(seed, c, decay, floor):
+    rng = np.random.default_rng(seed)
+    features, mask = (
+        jnp.asarray(rng.integers(0, 9, (2, 3, 4), dtype=np.uint32)),
+        jnp.asarray(rng.random((2, 3, 4)) < 0.7),
+    )
+    plain, archive = novelty_weights(features, mask, jnp.zeros(16), c, decay=decay)
+    floored, same = novelty_weights(features, mask, jnp.zeros(16), c, decay=decay, floor=floor)
+    np.testing.assert_allclose(floored, 1 - (1 - floor) * (1 - plain), rtol=1e-5)
+    np.testing.assert_array_equal(archive, same)
 
 
 @settings(max_examples=25)
@@ -155,21 +232,43 @@ def test_a_question_without_ngrams_weighs_one_and_is_not_counted():
     assert archive.tolist() == [0, 1, 0, 0]
 
 
-@pytest.mark.parametrize("novelty", ["answer", "ngrams"])
-def test_a_failure_of_a_kind_often_found_earns_less(novelty):
-    # Four questions of one image; the references say 7, 7, 9, 9 and the target contradicts all but the last.
+def four_questions():
+    """Of one image: the references say 7, 7, 9, 9, and the target contradicts all but the last."""
     references = jnp.array([[[7, 7, 9, 9]]], jnp.uint32)
     no = jnp.zeros((1, 4), bool)
     outcome = disagreement(jnp.array([[1, 1, 1, 9]], jnp.uint32), no, references, no[None], abstain_id=3)
     ids = jnp.array([[[4, 5], [4, 6], [4, 6], [4, 6]]])
-    questions = Completions(ids, jnp.ones(ids.shape, bool), jnp.zeros(ids.shape))
+    return outcome, Completions(ids, jnp.ones(ids.shape, bool), jnp.zeros(ids.shape))
+
+
+@pytest.mark.parametrize("novelty", ["answer", "ngrams", "cells"])
+def test_a_failure_of_a_kind_often_found_earns_less(novelty):
     reward = Reward(diversity=2.0, novelty=novelty, ngram=1)
-    rewards, archive = diversified(outcome, questions, jnp.zeros(4096), reward)
+    rewards, archive = diversified(*four_questions(), jnp.zeros(4096), reward)
     # After one batch the archive holds a tenth of each part's share.
-    if novelty == "answer":  # of the three failures two have 7 for the right answer
-        shares = [[0.2 / 3], [0.2 / 3], [0.1 / 3]]
-    else:  # all four questions have token 4, one 5, three 6
-        shares = [[0.1, 0.025], [0.1, 0.075], [0.1, 0.075]]
+    shares = {
+        # Of the three failures two have 7 for the right answer.
+        "answer": [[0.2 / 3], [0.2 / 3], [0.1 / 3]],
+        # All four questions have token 4, one 5, three 6.
+        "ngrams": [[0.1, 0.025], [0.1, 0.075], [0.1, 0.075]],
+        # Of the three failures two have 4 with 7, the others are alone: 5 with 7, 6 with 7, 4 with 9, 6 with 9.
+        "cells": [[0.2 / 3, 0.1 / 3], [0.2 / 3, 0.1 / 3], [0.1 / 3, 0.1 / 3]],
+    }[novelty]
     expected = [np.mean([1 / (1 + 2 * share) for share in parts]) for parts in shares]
     np.testing.assert_allclose(rewards, [[*expected, 0.0]], rtol=1e-6)
     np.testing.assert_allclose(archive.sum(), 0.1 if novelty == "answer" else 0.2, rtol=1e-6)
+
+
+def test_within_a_group_other_images_do_not_count():
+    outcome, questions = four_questions()
+    both = jax.tree.map(lambda x: jnp.concatenate([x, x[:, ::-1]]), (outcome, questions))
+    reward = Reward(diversity=2.0, scope="group", floor=0.25)
+    archive = jnp.full(64, 0.3)
+    rewards, same = diversified(*both, archive, reward)
+    often, once = (0.25 + 0.75 / (1 + 2 * share) for share in (2 / 3, 1 / 3))
+    np.testing.assert_allclose(rewards, [[often, often, once, 0], [0, once, often, often]], rtol=1e-6)
+    np.testing.assert_array_equal(same, archive)
+    # Within the batch, as if the archive were forgotten: four of the six failures have 7, two 9.
+    rewards, _ = diversified(*both, archive, Reward(diversity=2.0, decay=0.0))
+    often, once = 1 / (1 + 2 * 4 / 6), 1 / (1 + 2 * 2 / 6)
+    np.testing.assert_allclose(rewards, [[often, often, once, 0], [0, once, often, often]], rtol=1e-6)

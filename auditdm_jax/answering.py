@@ -1,0 +1,129 @@
+"""[jit] Target and references answer: what each question came out as, and what its answer earns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
+
+from auditdm_jax.answers import answer_ids, text_answer_id
+from auditdm_jax.config import Reward
+from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
+from auditdm_jax.prompts import fill
+from auditdm_jax.reward import Outcome, disagreement, likelihood_gap, likelihood_reward, share_reward
+from auditdm_jax.rollout import words_of
+from auditdm_jax.sampling import Prompt, completion_logps, sample
+from auditdm_jax.state import Cast, Frozen, Params, Role
+
+ABSTENTION = "unclear"
+
+Questions = tuple[Int[Array, "B G T"], Bool[Array, "B G T"]]
+# (text as tokens, number of the model that reads it, of the model that wrote it: the target is 0, then come the
+# references, and None is the auditor).
+Translate = Callable[[Questions, int, int | None], Questions]
+
+
+def examine(
+    frozen: Frozen,
+    cast: Cast,
+    images: UInt8[Array, "B H W 3"],
+    questions: Questions,
+    flaws: dict[str, Bool[Array, "B G"]],
+    reward: Reward,
+    max_answer_tokens: int,
+    translate: Translate | None,
+) -> Outcome:
+    """What target and references answer, and how each question came out. flaws: as `disagreement` names them."""
+    models = tuple(zip((frozen.target, *frozen.references), (cast.target, *cast.references), strict=True))
+    asked = [translate(questions, number, None) if translate else questions for number in range(len(models))]
+    said = [answer(*model, images, words, max_answer_tokens) for model, words in zip(models, asked, strict=True)]
+    ids, empty = jnp.stack([each.id for each in said]), jnp.stack([each.empty for each in said])
+
+    def judged(agreement: float) -> Outcome:
+        return disagreement(ids[0], empty[0], ids[1:], empty[1:], text_answer_id(ABSTENTION), agreement, **flaws)
+
+    outcome = judged(reward.agreement)
+    if reward.disagreement == "share":
+        return replace(outcome, reward=share_reward(judged(1 / len(cast.references)), ids[1:]))
+    if reward.disagreement == "likelihood":
+        target, *references = (
+            answer_logps(*model, images, words, consensus_words(said[1:], outcome, number, translate))
+            for number, (model, words) in enumerate(zip(models, asked, strict=True))
+        )
+        gap = likelihood_gap(target, jnp.stack(references))
+        return replace(outcome, reward=likelihood_reward(outcome, gap))
+    return outcome
+
+
+class Answer(NamedTuple):
+    """Canonical id and whether it is empty, as `answer_ids` has them; the tokens, and which of them are words."""
+
+    id: UInt32[Array, "B G"]
+    empty: Bool[Array, "B G"]
+    tokens: Int[Array, "B G T"]
+    words: Bool[Array, "B G T"]
+
+
+@partial(jax.jit, static_argnames=("max_new_tokens",))
+def answer(
+    params: Params, role: Role, images: UInt8[Array, "B H W 3"], questions: Questions, max_new_tokens: int
+) -> Answer:
+    """Greedy answers to G questions about each image."""
+    prompt, features = _asked(params, role, images, questions)
+    done = sample(
+        params,
+        role.config,
+        prompt,
+        features,
+        jax.random.key(0),  # greedy decoding draws nothing
+        num_generations=1,
+        max_new_tokens=max_new_tokens,
+        temperature=0.0,
+    )
+    canonical, empty = answer_ids(role.token_bytes, done.ids[:, 0], done.mask[:, 0])
+    words, _, _ = words_of(done, role.config)
+    found = Answer(canonical, empty, done.ids[:, 0], words[:, 0])
+    return jax.tree.map(lambda x: x.reshape(*questions[0].shape[:2], *x.shape[1:]), found)
+
+
+@jax.jit
+def answer_logps(
+    params: Params, role: Role, images: UInt8[Array, "B H W 3"], questions: Questions, answers: Questions
+) -> Float[Array, "B G"]:
+    """Log-probabilities of given answers to G questions about each image, each divided by its tokens (nats).
+
+    An end is put behind each answer, and is one of its tokens: else "1" would be as likely as "12". Image and prompt
+    are those of `answer`, and in one compiled step are computed once for both.
+    """
+    prompt, features = _asked(params, role, images, questions)
+    ids, words = (x.reshape(-1, 1, x.shape[-1]) for x in answers)
+    place, length = jnp.arange(ids.shape[-1] + 1), words.sum(-1, keepdims=True)
+    ids = jnp.where(place == length, role.config.eos_token_ids[-1], jnp.pad(ids, ((0, 0), (0, 0), (0, 1))))
+    logps = completion_logps(params, role.config, prompt, features, ids, place <= length, temperature=1.0)
+    return (logps.sum(-1) / (length[..., 0] + 1)).reshape(answers[0].shape[:2])
+
+
+def _asked(
+    params: Params, role: Role, images: UInt8[Array, "B H W 3"], questions: Questions
+) -> tuple[Prompt, Float[Array, "N I D"]]:
+    """The prompt of each of the N = B * G questions, and the features of its image."""
+    ids, mask = (x.reshape(-1, x.shape[-1]) for x in questions)
+    features = encode_images(params, role.config, preprocess_on_device(role.config, images))
+    return fill(role.template, ids, mask, role.config.pad_token_id), jnp.repeat(features, questions[0].shape[1], axis=0)
+
+
+def consensus_words(said: Sequence[Answer], outcome: Outcome, number: int, translate: Translate | None) -> Questions:
+    """The consensus, as the first reference that gives it writes it, in the tokens of a model.
+
+    said: the references' answers. number: of the model, as `Translate` counts.
+    """
+    first = jnp.argmax(jnp.stack([each.id for each in said]) == outcome.consensus_id, axis=0)
+    written = [(each.tokens, each.words) for each in said]
+    if translate:
+        written = [translate(each, number, writer) for writer, each in enumerate(written, start=1)]
+    ids, words = (jnp.stack(each) for each in zip(*written, strict=True))
+    pick = lambda x: jnp.take_along_axis(x, first[None, ..., None], axis=0)[0]  # noqa: E731
+    return pick(ids), pick(words)

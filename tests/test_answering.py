@@ -1,0 +1,109 @@
+"""answering.py: log-probabilities of answers against scoring one string at a time; graded rewards of real answers."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from auditdm_jax import training
+from auditdm_jax.answering import Answer, answer_logps, consensus_words, examine
+from auditdm_jax.config import Models, Reward, TrainConfig
+from auditdm_jax.prompts import answer_text, expanded_text, padded, texts_of, token_ids
+from auditdm_jax.reward import disagreement
+from auditdm_jax.scenes.dataset import scenes_of
+from auditdm_jax.state import Frozen
+
+QUESTIONS = [
+    ["what hour does the clock show?", "what color is the tiny dot?", "how many objects are there?"],
+    ["what does the sign mean?", "how many objects are there?", "what is the weather?"],
+]
+FLAWS = dict.fromkeys(("question_empty", "question_overlong"), jnp.zeros((2, 3), bool))
+
+
+@pytest.fixture(scope="module")
+def players():
+    return training.load_players(TrainConfig(models=Models(references=("reference-a", "reference-b"))))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return scenes_of("validation", 3, 2)[1]
+
+
+def tokens_of(vlm, texts, width=13):
+    rows = vlm.tokenizer([text for row in texts for text in row], add_special_tokens=False)["input_ids"]
+    return tuple(jnp.asarray(x.reshape(len(texts), -1, width)) for x in padded(rows, width, vlm.config.pad_token_id))
+
+
+def scored_alone(vlm, image, question, answer):
+    """Mean log-probability of the answer's tokens and its end: one string, all its logits, nothing shared."""
+    text = expanded_text(vlm.config.family, vlm.processor, answer_text(vlm.config.family, vlm.processor, question))
+    before = token_ids(vlm.tokenizer, text)
+    after = np.append(token_ids(vlm.tokenizer, answer), vlm.config.eos_token_ids[-1])
+    types = np.repeat([0, 1], [len(before), len(after)])
+    logits = vlm.logits(np.append(before, after)[None], vlm.pixel_values([image]), None, types[None])[0]
+    logits = logits.at[:, list(vlm.config.forbidden_token_ids)].set(-jnp.inf)
+    logps = jax.nn.log_softmax(logits[len(before) - 1 : -1])
+    return float(logps[np.arange(len(after)), after].mean())
+
+
+@pytest.mark.parametrize("member", [0, 1])  # of both families
+def test_answers_are_scored_as_one_by_one(players, images, member):
+    vlm = (players.target, *players.references)[member]
+    role = training.cast_of(players, ["?"]).target if member == 0 else training.cast_of(players, ["?"]).references[0]
+    answers = [["3", "top left", "red"], ["stop", "no", "bottom right"]]
+    found = answer_logps(vlm.params, role, images, tokens_of(vlm, QUESTIONS), tokens_of(vlm, answers, 3))
+    alone = [[scored_alone(vlm, images[i], QUESTIONS[i][j], answers[i][j]) for j in range(3)] for i in range(2)]
+    np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_consensus_is_written_as_its_first_reference_writes_it():
+    ids, no = jnp.array([[[7, 8]], [[9, 8]]], jnp.uint32), jnp.zeros((1, 2), bool)
+    said = [
+        Answer(ids[0], no, jnp.array([[[1, 2], [3, 4]]]), jnp.ones((1, 2, 2), bool)),
+        Answer(ids[1], no, jnp.array([[[5, 0], [6, 0]]]), jnp.zeros((1, 2, 2), bool)),
+    ]
+    shared = jnp.tile(ids[1], (2, 1, 1))  # the consensus is 9 and 8
+    outcome = disagreement(ids[0] * 0, no, shared, shared < 0, abstain_id=3)
+    ids, words = consensus_words(said, outcome, 0, None)
+    assert ids.tolist() == [[[5, 0], [3, 4]]]
+    assert words.tolist() == [[[False, False], [True, True]]]
+
+    def translate(text, number, writer):
+        return text[0] + 100 * writer + 1000 * number, text[1]
+
+    assert consensus_words(said, outcome, 2, translate)[0].tolist() == [[[2205, 2200], [2103, 2104]]]
+
+
+@pytest.mark.parametrize("through_text", [False, True])
+def test_likelihood_rewards_are_those_of_answers_scored_alone(players, images, through_text):
+    """In one compiled function, and through the host as where tokenizers differ."""
+    cast = training.cast_of(players, ["?"])
+    models = (players.target, *players.references)
+    frozen = Frozen(None, models[0].params, tuple(vlm.params for vlm in models[1:]))
+    translate = training.retokenizer(players) if through_text else None
+    examined = partial(
+        examine, cast=cast, flaws=FLAWS, reward=Reward(disagreement="likelihood"), max_answer_tokens=3,
+        translate=translate,
+    )  # fmt: skip
+    examined = examined if through_text else jax.jit(examined)
+    outcome = examined(frozen, images=jnp.asarray(images), questions=tokens_of(players.auditor, QUESTIONS))
+    assert outcome.claimed.any()
+    assert outcome.agreed.any()
+    for i, row in enumerate(QUESTIONS):
+        for j, question in enumerate(row):
+            if not outcome.valid[i, j]:
+                assert outcome.reward[i, j] == 0
+                continue
+            (shared,) = models[1].answer([images[i]], [question], 3)
+            target, *references = (scored_alone(vlm, images[i], question, shared) for vlm in models)
+            expected = max(0.0, 1 - np.exp(target - np.mean(references)))
+            np.testing.assert_allclose(outcome.reward[i, j], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_text_of_an_answer_survives_its_translation(players):
+    ids, words = tokens_of(players.target, [["top left", "3"]], 3)
+    moved = training.retokenizer(players)((ids, words), 1, 0)
+    assert texts_of(players.references[0].tokenizer, *moved) == ["top left", "3"]
