@@ -6,7 +6,7 @@
 
 (Paper, section 3: Q* = A(I', p_q), C = A(I, p_c), E = A(I, p_e).) A new question is asked by the auditor that is
 trained, of the new image; an old one was asked of the old image by the auditor before training, because a folder of
-images comes without questions. Only what was written for the channel is credited with the reward.
+images comes without questions. The reward credits what was written for the channel, and a new question with it.
 """
 
 from collections import Counter
@@ -264,14 +264,15 @@ class Prober:
         changed = np.array(shared_out.channels) != QUESTION
         old, new = np.flatnonzero(shared_out.old), np.flatnonzero(changed & ~np.array(shared_out.old))
         if len(old):
-            asks = self._ask(base, self._question_prompt(len(old)), images[old], keys[0], 1, tokens)
+            asks = self._ask(base, self.question_prompt(len(old)), images[old], keys[0], 1, tokens)
             rows = old[:, None] * generations + np.arange(generations)
             asked = jax.tree.map(lambda all_, some: all_.at[rows].set(some[:, None]), asked, asks)
         if len(new):
             rows = (new[:, None] * generations + np.arange(generations)).reshape(-1)
-            asks = self._ask(params, self._question_prompt(len(rows)), probed[rows], keys[1], 1, tokens)
+            asks = self._ask(params, self.question_prompt(len(rows)), probed[rows], keys[1], 1, tokens)
             asked = jax.tree.map(lambda all_, some: all_.at[rows].set(some), asked, asks)
         return asked
 
-    def _question_prompt(self, images: int) -> Prompt:
+    def question_prompt(self, images: int) -> Prompt:
+        """[images, P]: the prompt of a question of each image."""
         return prompt_rows(self.prompts, jnp.full(images, QUESTION))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from auditdm_jax.answering import Translate, examine
 from auditdm_jax.answers import mix32
-from auditdm_jax.channels import Prober, layout
+from auditdm_jax.channels import QUESTION, Prober, layout
 from auditdm_jax.config import CHANNELS, GRPO, Reward
 from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
@@ -40,15 +40,26 @@ class StepSettings:
     optimizer: optax.GradientTransformation
 
 
+class FollowUps(NamedTuple):
+    """The question of each image that a batch was made into. prompt: [B, G, P]; questions: [B, G, T], with an empty
+    mask where the question is an old one, or itself what was written."""
+
+    images: UInt8[Array, "B G H W 3"]
+    prompt: Prompt
+    questions: Completions
+
+
 class Batch(NamedTuple):
     """What an update learns from. questions: what the auditor wrote of them, behind the prompt. signal: groups whose
-    rewards, before diversity, are not all the same."""
+    rewards, before diversity, are not all the same. new: questions that the auditor asked of new images, which share
+    the reward of what these were made from."""
 
     images: UInt8[Array, "B H W 3"]
     prompt: Prompt
     questions: Completions
     rewards: Float[Array, "B G"]
     signal: Bool[Array, "B"]
+    new: FollowUps | None = None
 
 
 def collect(
@@ -104,7 +115,7 @@ def collect_probes(
     translate: Translate | None,
     prober: Prober,
 ) -> tuple[Batch, Memory, dict[str, Array], dict[str, Array]]:
-    """As `collect`, through all of the run's channels: only what was written for the channel is rewarded."""
+    """As `collect`, through all of the run's channels: rewarded are what was written for these, and new questions."""
     images = jnp.asarray(images)
     current = auditor_params(trained.auditor, frozen.auditor)
     probes = prober(current, frozen.auditor, images, key, settings.grpo.num_generations)
@@ -140,7 +151,14 @@ def collect_probes(
     record = {"question_ids": ids, "question_mask": mask, "reward": rewards, "images": probes.images}
     record |= recorded(outcome)
     signal = ~zero_signal(outcome.reward)
-    return Batch(images, probes.prompt, probes.written, rewards, signal), {"archive": archive}, metrics, record
+    new = (jnp.array(shared_out.channels) != QUESTION) & ~jnp.array(shared_out.old)
+    follow_ups = FollowUps(
+        probes.images.reshape(*shape, *probes.images.shape[1:]),
+        jax.tree.map(lambda x: x.reshape(*shape, -1), prober.question_prompt(rewards.size)),
+        Completions(ids, mask & new[:, None, None], probes.questions.logps.reshape(*shape, -1)),
+    )
+    batch = Batch(images, probes.prompt, probes.written, rewards, signal, follow_ups)
+    return batch, {"archive": archive}, metrics, record
 
 
 def _rewarded(

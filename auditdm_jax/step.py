@@ -129,32 +129,40 @@ def update(
     batch: Batch,
     settings: StepSettings,
 ) -> tuple[Trained, dict[str, Array]]:
-    """`num_iterations` policy-gradient updates with one batch of questions and their rewards."""
-    convention, temperature = settings.grpo.convention(), settings.grpo.temperature
-    questions = batch.questions
-    arguments = (config, batch.prompt, batch.images, questions.ids, questions.mask)
-    logps_of = partial(question_logps, temperature=temperature, remat=settings.remat)
+    """`num_iterations` policy-gradient updates with one batch of questions and their rewards.
+
+    A new question of a new image has the reward, and so the advantage, of the command or caption that it followed: the
+    loss is the sum of both. Metrics are those of what was written first.
+    """
+    convention = settings.grpo.convention()
+    parts = [(batch.prompt, batch.images, batch.questions)]
+    if batch.new is not None:
+        prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch.new.prompt, batch.new.images))
+        parts.append((prompt, images, jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), batch.new.questions)))
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-    ref_logps = logps_of(frozen.auditor, *arguments) if convention.beta else None
+
+    def logps_of(params: Params) -> list[Array]:
+        asked = partial(question_logps, temperature=settings.grpo.temperature, remat=settings.remat)
+        return [rows(asked(params, config, prompt, images, q.ids, q.mask)) for prompt, images, q in parts]
+
+    ref_logps = logps_of(frozen.auditor) if convention.beta else [None] * len(parts)
     # With one iteration the auditor that asked is the one that learns: its log-probs need no forward pass of their own.
     current = auditor_params(trained.auditor, frozen.auditor)
-    old_logps = None if convention.num_iterations == 1 else logps_of(current, *arguments)
+    old_logps = [None] * len(parts) if convention.num_iterations == 1 else logps_of(current)
 
     def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
-        logps = logps_of(auditor_params(trainable, frozen.auditor), *arguments)
-        loss, metrics = policy_gradient_loss(
-            rows(logps),
-            None if old_logps is None else rows(old_logps),
-            None if ref_logps is None else rows(ref_logps),
-            rows(questions.mask),
-            batch.rewards.reshape(-1),
-            settings.grpo.num_generations,
-            convention,
-            sampling_logps=rows(questions.logps),
-        )
-        drift = jnp.where(questions.mask, jnp.abs((logps if old_logps is None else old_logps) - questions.logps), 0.0)
-        metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / questions.mask.sum()}
-        return loss, metrics
+        found = []
+        logps = logps_of(auditor_params(trainable, frozen.auditor))
+        for new, old, ref, (_, _, questions) in zip(logps, old_logps, ref_logps, parts, strict=True):
+            mask, sampled = rows(questions.mask), rows(questions.logps)
+            group, rewards = settings.grpo.num_generations, batch.rewards.reshape(-1)
+            loss, metrics = policy_gradient_loss(
+                new, old, ref, mask, rewards, group, convention, sampling_logps=sampled
+            )
+            drift = jnp.where(mask, jnp.abs((new if old is None else old) - sampled), 0.0)
+            metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / mask.sum()}
+            found.append((loss, metrics))
+        return jnp.stack([loss for loss, _ in found]).sum(), found[0][1]
 
     def iteration(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple[Params, optax.OptState], dict]:
         trainable, opt_state = carry

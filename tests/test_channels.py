@@ -16,8 +16,9 @@ from auditdm_jax.collect import collect_probes
 from auditdm_jax.config import CHANNELS, GRPO, AuditConfig, Models, Probing, RenderSettings, TrainConfig
 from auditdm_jax.errors import UserError
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.rollout import words_of
+from auditdm_jax.rollout import question_logps, words_of
 from auditdm_jax.scenes.dataset import scenes_of
+from auditdm_jax.step import update
 
 ALL = Probing(channels=CHANNELS)
 IMAGES, GENERATIONS = 6, 3
@@ -185,6 +186,41 @@ def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, images
     assert float(np.abs(np.asarray(batch.rewards)[changed]).max()) == 0
     assert metrics["edit/collapsed"] > 0
     assert metrics["outcome/spoiled"] > 0
+
+
+def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, images):
+    """They change the gradient, of an empty mask they do not, and their prompts and images are those they were asked
+    with: the log-probabilities come out as the sampler had them."""
+    config, players, cast, prober = parts
+    settings = training.step_settings(config)
+    state = training.initial_state(config, players, settings.optimizer)
+    batch, _, _, _ = collect_probes(
+        state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
+        prober=prober,
+    )  # fmt: skip
+    shared_out = layout(ALL, IMAGES)
+    new = (np.array(shared_out.channels) > 0) & ~np.array(shared_out.old)
+    np.testing.assert_array_equal(np.asarray(batch.new.questions.mask).any((1, 2)), new)
+    # Rewards that differ within every group, so that every group has a gradient.
+    batch = batch._replace(rewards=jnp.tile(jnp.arange(GENERATIONS, dtype=jnp.float32), (IMAGES, 1)))
+
+    def gradient_norm(batch):
+        return float(update(state.trained, state.frozen, cast.auditor.config, batch, settings)[1]["grad_norm"])
+
+    nothing = jax.tree.map(jnp.zeros_like, batch.new.questions)
+    unasked = batch._replace(new=batch.new._replace(questions=nothing))
+    np.testing.assert_allclose(gradient_norm(unasked), gradient_norm(batch._replace(new=None)), rtol=1e-4)
+    assert abs(gradient_norm(batch) / gradient_norm(unasked) - 1) > 0.05
+    asked = batch.new.questions
+    for generation in range(GENERATIONS):
+        of_one = jax.tree.map(lambda x, g=generation: x[:, g], (batch.new.prompt, batch.new.images))
+        logps = question_logps(
+            players.auditor.params, players.auditor.config, *of_one,
+            asked.ids[:, generation, None], asked.mask[:, generation, None], temperature=1.0,
+        )  # fmt: skip
+        shown = np.asarray(asked.mask[:, generation])
+        sampled = np.where(shown, np.asarray(asked.logps[:, generation]), 0)
+        np.testing.assert_allclose(np.where(shown, np.asarray(logps[:, 0]), 0), sampled, atol=2e-4)
 
 
 @pytest.mark.slow
