@@ -60,6 +60,8 @@ def rows_of(run: Path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_together_or_alone_each_seed_has_its_run(configs, tmp_path, monkeypatch):
+    # Random models earn nothing: with a KL the gradient would be that of rounding errors, which Adam makes large.
+    configs = [dataclasses.replace(config, grpo=GRPO(num_generations=4, beta=0.0)) for config in configs]
     alone = [training.train(dataclasses.replace(config, out=str(tmp_path / "alone"))) for config in configs]
     joint = [dataclasses.replace(config, out=str(tmp_path / "joint")) for config in configs]
     write = training.Log.step
