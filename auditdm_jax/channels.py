@@ -51,6 +51,10 @@ class Layout:
         """int [n]: the images of a channel."""
         return np.flatnonzero(np.array(self.channels) == CHANNELS.index(name))
 
+    def new(self) -> np.ndarray:
+        """bool [B]: the images of whose new images a new question is asked."""
+        return (np.array(self.channels) != QUESTION) & ~np.array(self.old)
+
 
 @cache
 def layout(probing: Probing, images: int) -> Layout:
@@ -261,8 +265,7 @@ class Prober:
         asked = jax.tree.map(lambda x: x[:, :, :tokens].reshape(len(probed), 1, -1), written)
         width = asked.ids.shape[-1]
         asked = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, tokens - width))), asked)
-        changed = np.array(shared_out.channels) != QUESTION
-        old, new = np.flatnonzero(shared_out.old), np.flatnonzero(changed & ~np.array(shared_out.old))
+        old, new = np.flatnonzero(shared_out.old), np.flatnonzero(shared_out.new())
         if len(old):
             asks = self._ask(base, self.question_prompt(len(old)), images[old], keys[0], 1, tokens)
             rows = old[:, None] * generations + np.arange(generations)

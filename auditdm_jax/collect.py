@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from auditdm_jax.answering import Translate, examine
 from auditdm_jax.answers import mix32
-from auditdm_jax.channels import QUESTION, Prober, layout
+from auditdm_jax.channels import Prober, layout
 from auditdm_jax.config import CHANNELS, GRPO, Reward
 from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
@@ -151,13 +151,14 @@ def collect_probes(
     record = {"question_ids": ids, "question_mask": mask, "reward": rewards, "images": probes.images}
     record |= recorded(outcome)
     signal = ~zero_signal(outcome.reward)
-    new = (jnp.array(shared_out.channels) != QUESTION) & ~jnp.array(shared_out.old)
-    follow_ups = FollowUps(
-        probes.images.reshape(*shape, *probes.images.shape[1:]),
-        jax.tree.map(lambda x: x.reshape(*shape, -1), prober.question_prompt(rewards.size)),
-        Completions(ids, mask & new[:, None, None], probes.questions.logps.reshape(*shape, -1)),
-    )
-    batch = Batch(images, probes.prompt, probes.written, rewards, signal, follow_ups)
+    batch = Batch(images, probes.prompt, probes.written, rewards, signal)
+    if (new := shared_out.new()).any():  # else the update would run all new images through the auditor for nothing
+        follow_ups = FollowUps(
+            probes.images.reshape(*shape, *probes.images.shape[1:]),
+            jax.tree.map(lambda x: x.reshape(*shape, -1), prober.question_prompt(rewards.size)),
+            Completions(ids, mask & new[:, None, None], probes.questions.logps.reshape(*shape, -1)),
+        )
+        batch = batch._replace(new=follow_ups)
     return batch, {"archive": archive}, metrics, record
 
 
