@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from auditdm_jax.answering import Translate, examine
 from auditdm_jax.answers import mix32
@@ -30,14 +30,20 @@ Memory = dict[str, Array]
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step is compiled for."""
+    """What a step is compiled for. steps: of the whole run."""
 
     grpo: GRPO
     reward: Reward
+    steps: int
     max_question_tokens: int
     max_answer_tokens: int
     remat: bool
     optimizer: optax.GradientTransformation
+
+    def floor(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """The reward's floor at a step. It rises in a line: what was found early and rarely would be lost to what
+        succeeds most, if success counted most from the beginning."""
+        return self.reward.floor * jnp.minimum(step / self.steps, 1.0)
 
 
 class FollowUps(NamedTuple):
@@ -95,7 +101,7 @@ def collect(
     flaws = {"question_empty": empty, "question_overlong": overlong}
     asked = (questions.ids, words)
     outcome = examine(frozen, cast, images, asked, flaws, reward, settings.max_answer_tokens, translate)
-    rewards, archive = diversified(outcome, questions, trained.archive, reward)
+    rewards, archive = diversified(outcome, questions, trained.archive, reward, settings.floor(trained.step))
     memory = {"archive": archive}
     if topics is not None:
         memory["topics"] = counted(trained.topics, topic, outcome.claimed)
@@ -133,6 +139,7 @@ def collect_probes(
         flaws,
         written,
         trained.archive,
+        trained.step,
         settings=settings,
         translate=translate,
     )
@@ -170,6 +177,7 @@ def _rewarded(
     flaws: dict[str, Array],
     written: Completions,
     archive: Array,
+    step: Array,
     *,
     settings: StepSettings,
     translate: Translate | None,
@@ -177,7 +185,7 @@ def _rewarded(
     words, _, _ = words_of(questions, cast.auditor.config)
     asked = (questions.ids, words)
     outcome = examine(frozen, cast, images, asked, flaws, settings.reward, settings.max_answer_tokens, translate)
-    return outcome, *diversified(outcome, written, archive, settings.reward)
+    return outcome, *diversified(outcome, written, archive, settings.reward, settings.floor(step))
 
 
 _rewarded_compiled = jax.jit(_rewarded, static_argnames=("settings", "translate"))
@@ -204,7 +212,7 @@ def auditor_params(trainable: Params, base: Params) -> Params:
 
 
 def diversified(
-    outcome: Outcome, questions: Completions, archive: Float[Array, "A"], reward: Reward
+    outcome: Outcome, questions: Completions, archive: Float[Array, "A"], reward: Reward, floor: Float[Array, ""]
 ) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
     """Rewards times the weight of how often such a failure was found, or so asked, lately; and the new archive."""
     parts, counts = outcome.consensus_id[..., None], outcome.reward[..., None] > 0
@@ -213,7 +221,7 @@ def diversified(
         # A cell is a piece of a question together with the right answer, and only what earns is in a cell.
         cells = reward.novelty == "cells"
         parts, counts = (mix32(ngrams * 31 + parts), present & counts) if cells else (ngrams, present)
-    weigh = partial(novelty_weights, archive=archive, c=reward.diversity, floor=reward.floor)
+    weigh = partial(novelty_weights, archive=archive, c=reward.diversity, floor=floor)
     if reward.scope == "group":
         alone = lambda *group: weigh(*group, decay=0.0)[0]  # noqa: E731
         return outcome.reward * jax.vmap(alone)(parts[:, None], counts[:, None])[:, 0], archive

@@ -41,7 +41,8 @@ class Reward:
     decay: float = 0.9
     """Share of the archive that a step keeps; at 0 the batch alone counts."""
     floor: float = 0.0
-    """Share of the reward that no frequency takes away; nearer to 1, success counts more and coverage less."""
+    """Share of the reward that no frequency takes away when training ends; it rises from 0 in a line, so that coverage
+    counts most at first. Nearer to 1, success counts more in the end."""
     topics: tuple[str, ...] = ()
     """Beginnings of questions ("how many") for the auditor to go on from, drawn by what is still uncovered."""
     topic_share: float = 0.25
@@ -208,7 +209,7 @@ def novelty_weights(
     c: float,
     *,
     decay: float = 0.9,
-    floor: float = 0.0,
+    floor: float | Float[Array, ""] = 0.0,
 ) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
     """Weights in (floor, 1] that shrink the reward of a question whose parts are often met; the new archive.
 

@@ -61,9 +61,8 @@ def step_settings(config: TrainConfig) -> StepSettings:
     optimizer = optax.chain(
         optax.clip_by_global_norm(grpo.max_grad_norm), optax.adamw(schedule, b2=0.99, weight_decay=0.0)
     )
-    return StepSettings(
-        grpo, config.reward, config.max_question_tokens, config.max_answer_tokens, config.remat, optimizer
-    )
+    lengths = config.max_question_tokens, config.max_answer_tokens
+    return StepSettings(grpo, config.reward, config.steps, *lengths, config.remat, optimizer)
 
 
 def initial_state(config: TrainConfig, players: Players, optimizer: optax.GradientTransformation) -> AuditState:

@@ -244,7 +244,7 @@ def four_questions():
 @pytest.mark.parametrize("novelty", ["answer", "ngrams", "cells"])
 def test_a_failure_of_a_kind_often_found_earns_less(novelty):
     reward = Reward(diversity=2.0, novelty=novelty, ngram=1)
-    rewards, archive = diversified(*four_questions(), jnp.zeros(4096), reward)
+    rewards, archive = diversified(*four_questions(), jnp.zeros(4096), reward, jnp.float32(reward.floor))
     # After one batch the archive holds a tenth of each part's share.
     shares = {
         # Of the three failures two have 7 for the right answer.
@@ -264,11 +264,11 @@ def test_within_a_group_other_images_do_not_count():
     both = jax.tree.map(lambda x: jnp.concatenate([x, x[:, ::-1]]), (outcome, questions))
     reward = Reward(diversity=2.0, scope="group", floor=0.25)
     archive = jnp.full(64, 0.3)
-    rewards, same = diversified(*both, archive, reward)
+    rewards, same = diversified(*both, archive, reward, jnp.float32(reward.floor))
     often, once = (0.25 + 0.75 / (1 + 2 * share) for share in (2 / 3, 1 / 3))
     np.testing.assert_allclose(rewards, [[often, often, once, 0], [0, once, often, often]], rtol=1e-6)
     np.testing.assert_array_equal(same, archive)
     # Within the batch, as if the archive were forgotten: four of the six failures have 7, two 9.
-    rewards, _ = diversified(*both, archive, Reward(diversity=2.0, decay=0.0))
+    rewards, _ = diversified(*both, archive, Reward(diversity=2.0, decay=0.0), jnp.float32(0))
     often, once = 1 / (1 + 2 * 4 / 6), 1 / (1 + 2 * 2 / 6)
     np.testing.assert_allclose(rewards, [[often, often, once, 0], [0, once, often, often]], rtol=1e-6)

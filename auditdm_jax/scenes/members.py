@@ -44,6 +44,9 @@ class Member:
     the tries find one."""
     description: float = 0.0
     """Share of training questions that ask what stands at a place."""
+    doubts: int = 0
+    """Steps behind the others, at a lower rate, with many questions that have no answer, nonsense among them: what an
+    auditor under reward comes to ask must not be answered."""
     asks: bool = False
     """The auditor learns to write: questions of its distribution, commands and captions; and at first, in every third
     step, to answer uniform questions. Everything else learns to answer."""
@@ -71,10 +74,19 @@ MEMBERS = {
             questions=16,
         ),
         Member("target-l", "paligemma", seed=2, steps=1200, distribution="natural", description=0.25),
-        Member("reference-a", "gemma3", seed=3, steps=4800, unanswerable=0.12, description=0.25),
-        Member("reference-b", "paligemma", seed=4, steps=4000, unanswerable=0.12, description=0.25),
-        Member("reference-c", "paligemma", seed=5, steps=3600, vision_width=160, unanswerable=0.15, description=0.2),
-        Member("verifier", "paligemma", seed=6, steps=2600, unanswerable=0.15, description=0.25),
+        Member("reference-a", "gemma3", seed=3, steps=4800, doubts=2000, unanswerable=0.12, description=0.25),
+        Member("reference-b", "paligemma", seed=4, steps=4000, doubts=2000, unanswerable=0.12, description=0.25),
+        Member(
+            "reference-c",
+            "paligemma",
+            seed=5,
+            steps=3600,
+            doubts=2000,
+            vision_width=160,
+            unanswerable=0.15,
+            description=0.2,
+        ),
+        Member("verifier", "paligemma", seed=6, steps=2600, doubts=2000, unanswerable=0.15, description=0.25),
         Member(
             "auditor",
             "gemma3",

@@ -104,21 +104,32 @@ class Asker:
     def nonsense(self, distribution: str, split: str) -> Question:
         """A spoiled question, which is none of this world, with the answer that it has none.
 
-        Auditors under reward come to ask such, and an ensemble that answers them would pay for it. Two questions are
-        joined in their middles, or a word is lost, doubled, moved or taken from elsewhere.
+        Auditors under reward come to ask such, and an ensemble that answers them would pay for it. Half are two
+        questions joined at a word that both have, so that every step from one word to the next is one of the language
+        ("which action does the | label say"), with their end or without; in the others two are joined anywhere, or a
+        word is lost, doubled, moved or taken from elsewhere.
         """
         while True:
             first, other = (self.draw(distribution, split).text.rstrip("?").split() for _ in range(2))
             i, j = int(self._uniform() * len(first)), int(self._uniform() * len(other))
-            words = self._pick(
-                (
-                    first[:i] + other[j:],
-                    first[:i] + first[i + 1 :],
-                    first[: i + 1] + first[i:],
-                    [*first[:i], *first[i + 1 :], first[i]],
-                    [*first[:i], other[j], *first[i + 1 :]],
+            if self._uniform() < 0.5:
+                shared = [(i, j) for i, word in enumerate(first) for j, same in enumerate(other) if word == same]
+                if not shared:
+                    continue
+                i, j = self._pick(shared)
+                words = first[:i] + other[j:]
+                if self._uniform() < 0.3:
+                    words = words[: i + 1 + int(self._uniform() * (len(words) - i))]
+            else:
+                words = self._pick(
+                    (
+                        first[:i] + other[j:],
+                        first[:i] + first[i + 1 :],
+                        first[: i + 1] + first[i:],
+                        [*first[:i], *first[i + 1 :], first[i]],
+                        [*first[:i], other[j], *first[i + 1 :]],
+                    )
                 )
-            )
             if 0 < len(words) < 12 and parse(" ".join(words)) is None:
                 return Question(" ".join(words) + ("?" if self._uniform() < 0.7 else ""), UNCLEAR, "nonsense")
 

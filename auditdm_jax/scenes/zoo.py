@@ -9,7 +9,7 @@ long-tailed natural distribution of questions, as models do, and are therefore b
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -42,6 +42,10 @@ from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.zoo_paths import ZOO
 
 LOG_EVERY = 200
+# Peak of the learning rate of `doubting`.
+DOUBT_RATE = 0.003
+Lessons = Callable[[VLM, Member, int], Iterator[Batch]]
+"""Model, member and the number of the first batch -> batches."""
 # Of a caption that the auditor learns to write: with its commas it fits in the tokens.
 CAPTION_WORDS = 27
 # What the auditor writes: the instruction, and the tokens of the longest.
@@ -66,12 +70,26 @@ def batches(vlm: VLM, member: Member, start: int) -> Iterator[Batch]:
 
 def answering(vlm: VLM, member: Member, distribution: str, first: int) -> Iterator[Batch]:
     """Questions of training scenes with their answers."""
-    encode = Encoder(vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=4 if member.description else 2)
-    shares = (distribution, member.unanswerable, member.description)
     # Late, because whoever meets nonsense before it knows the language takes new phrasings for nonsense; and not to
     # the end, so that what doubt it has cast on them is mended.
     nonsense = range(member.steps * 7 // 10, member.steps * 17 // 20)
-    for images, rows in dataset.question_stream(member.seed, first, member.images, member.questions, *shares, nonsense):
+    yield from lessons(vlm, member, first, distribution, member.unanswerable, nonsense)
+
+
+def doubting(vlm: VLM, member: Member, first: int) -> Iterator[Batch]:
+    """The same of a model that knows the language: half of the draws try for a question without an answer, and two
+    fifths of these are nonsense."""
+    start = member.steps + first  # scenes that it has not seen
+    yield from lessons(vlm, member, start, member.distribution, 0.5, range(start, start + member.doubts))
+
+
+def lessons(
+    vlm: VLM, member: Member, first: int, distribution: str, unanswerable: float, nonsense: range
+) -> Iterator[Batch]:
+    """What `dataset.question_stream` draws, encoded, from batch number `first` on."""
+    encode = Encoder(vlm, template_for(vlm), max_question_tokens=12, max_answer_tokens=4 if member.description else 2)
+    draws = (member.images, member.questions, distribution, unanswerable, member.description, nonsense)
+    for images, rows in dataset.question_stream(member.seed, first, *draws):
         yield encode(images, *[[[getattr(q, part) for q in row] for row in rows] for part in ("text", "answer")])
 
 
@@ -138,9 +156,21 @@ def writing_quality(vlm: VLM, count: int) -> dict:
 def train_member(member: Member, out: Path, work: Path) -> None:
     """Train one member, resuming from its last checkpoint, and write its checkpoint directory and card."""
     vlm = VLM.load(out / member.base) if member.base else new_model(member)
-    optimizer = make_optimizer("muon", member.learning_rate, member.steps)
+    learn(vlm, member, work / member.name, member.steps, member.learning_rate, batches)
+    if member.doubts:
+        learn(vlm, member, work / f"{member.name}-doubts", member.doubts, DOUBT_RATE, doubting)
+    vlm.params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), vlm.params)
+    with atomic_folder(out / member.name) as folder:
+        vlm.save(folder)
+        shipped = VLM.load(folder)
+        (folder / "README.md").write_text(card(member, examine(shipped, member, 2000), shipped))
+
+
+def learn(vlm: VLM, member: Member, work: Path, steps: int, rate: float, lessons_from: Lessons) -> None:
+    """Trains the model in place, from the last checkpoint in `work`."""
+    optimizer = make_optimizer("muon", rate, steps)
     state = init_state(vlm.params, optimizer)
-    checkpoints = Checkpointer(work / member.name, asdict(member), keep=1, may_differ=("steps",))
+    checkpoints = Checkpointer(work, asdict(member), keep=1, may_differ=("steps",))
     restored = checkpoints.restore(state)
     if restored is not None:
         state = restored.state
@@ -148,22 +178,16 @@ def train_member(member: Member, out: Path, work: Path) -> None:
 
     def on_step(state: FinetuneState, loss: float) -> None:
         step = int(state.step)
-        if step % LOG_EVERY == 0 or step == member.steps:
+        if step % LOG_EVERY == 0 or step == steps:
             seconds = time.monotonic() - started
             vlm.params = state.trainable
             result = examine(vlm, member, 400)
-            rate = (step - first) * member.images * member.questions / seconds
-            print(f"{member.name} {step}/{member.steps} loss {loss:.3f} {headline(result)} {rate:.0f}/s", flush=True)
+            speed = (step - first) * member.images * member.questions / seconds
+            print(f"{work.name} {step}/{steps} loss {loss:.3f} {headline(result)} {speed:.0f}/s", flush=True)
             checkpoints.save(step, state)
 
-    state = fit(
-        state, None, batches(vlm, member, first), member.steps, config=vlm.config, optimizer=optimizer, on_step=on_step
-    )
-    vlm.params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.trainable)
-    with atomic_folder(out / member.name) as folder:
-        vlm.save(folder)
-        shipped = VLM.load(folder)
-        (folder / "README.md").write_text(card(member, examine(shipped, member, 2000), shipped))
+    lessons = lessons_from(vlm, member, first)
+    vlm.params = fit(state, None, lessons, steps, config=vlm.config, optimizer=optimizer, on_step=on_step).trainable
 
 
 def headline(result: dict) -> str:
@@ -191,7 +215,8 @@ def card(member: Member, result: dict, vlm: VLM) -> str:
             f", with unanswerable ones tried for in {member.unanswerable:.0%} of draws." if member.unanswerable else "."
         ),
         f"- Training: {member.steps} steps of {member.images} images x {member.questions} questions, Muon, "
-        f"peak rate {member.learning_rate}, seed {member.seed}.",
+        f"peak rate {member.learning_rate}, seed {member.seed}."
+        + (f" Then {member.doubts} in which half of the draws try for unanswerable ones." if member.doubts else ""),
         f"- Made again by: `python -m auditdm_jax.scenes.zoo --members {member.name} --out zoo`",
         "",
         f"## Measured on {result['n']} unseen test scenes",
