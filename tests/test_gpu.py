@@ -148,4 +148,4 @@ def test_a_training_step_is_the_cpus(cpu):
         assert abs(metrics[name] - cpu_metrics[name]) <= 0.06
     np.testing.assert_allclose(metrics["grad_norm"], cpu_metrics["grad_norm"], rtol=0.3)
     # The sampler and the update agree on how likely a token is.
-    assert metrics["sampling/drift_mean"] < 0.01
+    assert metrics["sampling/drift_mean"] < 0.03
