@@ -5,8 +5,7 @@
 
 A FluxKontextPipeline of the published sizes of FLUX.1-Kontext-dev, with random weights made on the GPU in bfloat16:
 nothing is fetched. The zoo's auditor writes commands, the editor carries them out, and the zoo's target and references
-are asked about the new images. These are noise, so that nearly all are expected to count as collapsed; time and memory
-are what they would be.
+are asked about the new images. These show nothing of what was commanded; their faults are counted as in any run.
 """
 
 import os
