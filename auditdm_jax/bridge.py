@@ -12,7 +12,8 @@ Shared memory has two owners: it is freed when both have let go. JAX takes array
 into a shared tensor, and an array whose buffer was donated to a compiled function cannot be shared any more.
 
 Streams: the exporting side is asked for the memory as seen from the importing side's current stream, so that pending
-work of one is done before the other reads; neither side needs to be synchronised by hand.
+work of one is done before the other reads; neither side needs to be synchronised by hand. But keep an array until torch
+has done its work on it: once it is let go of, JAX uses the memory again without asking torch's stream.
 
 One GPU, two allocators: JAX would take three quarters of the card at its first use. The commands of this project set
 XLA_PYTHON_CLIENT_PREALLOCATE=false before they import JAX (`cli.py`), so that each takes what it needs; whoever imports

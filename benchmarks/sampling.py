@@ -1,4 +1,4 @@
-"""Our sampling beside transformers' `generate`, on the same weights, in one run: `python benchmarks/sampling.py`.
+"""Our sampling beside transformers' `generate`, on the same weights and device: `python benchmarks/sampling.py`.
 
 8 prompts x 8 completions x 16 tokens. transformers computes the prompt once for each completion
 (`num_return_sequences=8` expands the batch), we compute it once. Timings alternate, and the ratio is of medians.
@@ -21,6 +21,7 @@ from auditdm_jax.sampling import Prompt, sample
 from auditdm_jax.scenes.members import MEMBERS, new_model
 
 PROMPTS, COMPLETIONS, TOKENS = 8, 8, 16
+DEVICE = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def measure(size: str, repeats: int) -> None:
     count = sum(x.size for x in jax.tree.leaves(vlm.params))
     with tempfile.TemporaryDirectory() as folder:
         vlm.save(folder)
-        peer = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        peer = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval().to(DEVICE)
     config = vlm.config
     ids = np.array([[config.bos_token_id] + [config.image_token_id] * config.num_image_tokens + [20, 21, 22, 23]])
     pixels = np.random.default_rng(0).normal(size=(PROMPTS, 3, config.vision.image_size, config.vision.image_size))
@@ -66,6 +67,7 @@ def measure(size: str, repeats: int) -> None:
         token_type_ids=torch.tensor((batch == config.image_token_id).astype(int)),
         pixel_values=torch.tensor(pixels),
     )
+    inputs = {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
 
     def ours() -> None:
         jax.block_until_ready(run(vlm.params, jax.random.key(0)))
@@ -74,7 +76,7 @@ def measure(size: str, repeats: int) -> None:
         with torch.inference_mode():
             done = peer.generate(**inputs, do_sample=True, num_return_sequences=COMPLETIONS,
                                  max_new_tokens=TOKENS, min_new_tokens=TOKENS)  # fmt: skip
-        assert done.shape == (PROMPTS * COMPLETIONS, batch.shape[1] + TOKENS)
+        assert done.cpu().shape == (PROMPTS * COMPLETIONS, batch.shape[1] + TOKENS)  # waits for the GPU
 
     ours(), theirs()  # compilation and warm-up
     seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
@@ -97,5 +99,6 @@ def timed(function: Callable[[], None]) -> float:
 
 if __name__ == "__main__":
     arguments = tyro.cli(Config)
+    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX multiplies on a GPU unless told otherwise
     for one in arguments.sizes:
         measure(one, arguments.repeats)

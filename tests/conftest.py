@@ -2,8 +2,9 @@
 
 import os
 
-# Set before JAX and the hub's client are first imported. `JAX_PLATFORMS=cuda pytest -m gpu` overrides.
+# Set before JAX and the hub's client are first imported. `JAX_PLATFORMS=cuda,cpu pytest -m gpu` overrides.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # there JAX leaves memory for torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Several tests compile the same programs.
