@@ -1,9 +1,9 @@
 """[host] Many runs from one file, and what they show: `python -m auditdm_jax.ablate SPEC [--out runs] [--list]`.
 
 `sweep.py` says what the file holds, `compare.py` what is said of the results. Each run is as train.py and audit.py make
-it, in `<out>/<name of the file>/<cell>/seed<n>`. Beside them stand `table.md`, `table.parquet` (a row for each run) and
-`curves.svg`, renewed after each cell. The same command goes on where it was stopped, in the middle of a run too. A run
-that fails is told of, and tried again the next time; the others go on.
+it, in `<out>/<name of the file>/<cell>/seed<n>`. Beside them stand `table.md`, `table.parquet` (a row for each run),
+`curves.svg` and `frontier.svg`, renewed after each cell. The same command goes on where it was stopped, in the middle
+of a run too. A run that fails is told of, and tried again the next time; the others go on.
 """
 
 import io
@@ -28,6 +28,7 @@ from auditdm_jax.compare import MEASURES, measures_of, table
 from auditdm_jax.curves import svg
 from auditdm_jax.errors import UserError, one_line, run_cli
 from auditdm_jax.files import atomic_file, plain, read_json, write_parquet
+from auditdm_jax.frontier import frontier_svg
 from auditdm_jax.sweep import Cell, Run, read_sweep, spelled
 from auditdm_jax.training import train, train_jointly
 
@@ -99,7 +100,7 @@ def run_all(cells: Sequence[Cell], folder: Path, together: bool) -> None:
 
 
 def write_report(cells: Sequence[Cell], failed: dict[Path, str], folder: Path) -> None:
-    """table.md, table.parquet and curves.svg from the runs that are finished."""
+    """table.md, table.parquet, curves.svg and frontier.svg from the runs that are finished."""
     rows = list(rows_of(cells, failed))
     write_parquet(folder / "table.parquet", pa.Table.from_pylist(rows))
     results: dict[str, dict[int, dict[str, float]]] = {}
@@ -109,8 +110,8 @@ def write_report(cells: Sequence[Cell], failed: dict[Path, str], folder: Path) -
             results.setdefault(row["cell"], {})[row["seed"]] = {name: row[name] for name in MEASURES}
             drawn.setdefault(row["cell"], []).append(Path(row["folder"]))
     missing = [f"- {row['cell']}, seed {row['seed']}: {row['stage']}" for row in rows if row["stage"] != "finished"]
-    texts = {"curves.svg": svg(drawn)}
-    texts["table.md"] = f"# {folder.name}\n\n{table(results)}\n\n![curves](curves.svg)\n"
+    texts = {"curves.svg": svg(drawn), "frontier.svg": frontier_svg(results)}
+    texts["table.md"] = f"# {folder.name}\n\n{table(results)}\n\n![curves](curves.svg)\n\n![frontier](frontier.svg)\n"
     if missing:
         texts["table.md"] += "\n".join(["\nNot in the table:", *map(one_line, missing), ""])
     for name, text in texts.items():

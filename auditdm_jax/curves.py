@@ -19,6 +19,7 @@ LINES = {"heldout/claimed": ("claimed", "#d55e00"), "heldout/oracle/verified": (
 """Metrics that are drawn, as shares of held-out questions; their names and colors."""
 CAPTION = f"held-out images, by step; shaded: 95 % t interval over seeds; thin: single ones of fewer than {FEWEST}"
 WIDTH, HEIGHT, GAP, TOP, ACROSS = 220, 130, 50, 40, 4
+GREY = "#999999"
 
 Curve = dict[int, list[float]]
 """A metric by step, with a value for each seed."""
@@ -41,21 +42,31 @@ def svg(cells: Mapping[str, Sequence[Path]]) -> str:
     first = next(iter(curves.values()), {}).get("heldout/oracle/verified", {})
     across = min(ACROSS, len(curves)) or 1
     size = (max(2, across) * (WIDTH + GAP) + GAP, math.ceil(len(curves) / across) * (HEIGHT + TOP + GAP) + GAP)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" font-family="sans-serif" '
-        f'font-size="11"><rect width="100%" height="100%" fill="white"/>'
-    ]
-    keys = [*LINES.values(), ("verified, first cell", "#999999")]
+    parts = [sheet(*size)]
+    keys = [*LINES.values(), ("verified, first cell", GREY)]
     for number, (name, color) in enumerate(keys):
         parts.append(f'<text x="{GAP + 90 * number}" y="20" fill="{color}">{name}</text>')
     parts.append(f'<text x="{GAP}" y="38">{CAPTION}</text>')
     for number, (label, cell) in enumerate(curves.items()):
         place = (GAP + number % across * (WIDTH + GAP), TOP + GAP + number // across * (HEIGHT + TOP + GAP))
-        drawn = [_line([(step, float(np.mean(values))) for step, values in first.items()], "#999999", last)]
+        drawn = [_line([(step, float(np.mean(values))) for step, values in first.items()], GREY, last)]
         for metric, (_, color) in LINES.items():
             drawn += _curve(cell[metric], color, last)
         parts.append(f'<g transform="translate({place[0]} {place[1]})">{_frame(label, last)}{"".join(drawn)}</g>')
     return "\n".join([*parts, "</svg>\n"])
+
+
+def sheet(width: int, height: int) -> str:
+    """The beginning of a picture of that size: its font, and white paper."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="11"><rect width="100%" height="100%" fill="white"/>'
+    )
+
+
+def box(width: int, height: int) -> str:
+    """The outline of a panel."""
+    return f'<rect width="{width}" height="{height}" fill="none" stroke="#cccccc"/>'
 
 
 def _curve(curve: Curve, color: str, last: int) -> list[str]:
@@ -76,14 +87,14 @@ def _curve(curve: Curve, color: str, last: int) -> list[str]:
 
 def _frame(label: str, last: int) -> str:
     """A panel's box, ticks and title."""
-    box = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#cccccc"/>'
+    parts = box(WIDTH, HEIGHT)
     for share in (0, 0.5, 1):
-        box += f'<text x="-4" y="{(1 - share) * HEIGHT + 4}" text-anchor="end">{share}</text>'
-    box += f'<text y="{HEIGHT + 14}">0</text><text x="{WIDTH}" y="{HEIGHT + 14}" text-anchor="end">{last}</text>'
+        parts += f'<text x="-4" y="{(1 - share) * HEIGHT + 4}" text-anchor="end">{share}</text>'
+    parts += f'<text y="{HEIGHT + 14}">0</text><text x="{WIDTH}" y="{HEIGHT + 14}" text-anchor="end">{last}</text>'
     title = textwrap.wrap(one_line(label, 80), 38)
     for number, line in enumerate(reversed(title)):
-        box += f'<text y="{-6 - 13 * number}">{escape(line)}</text>'
-    return box
+        parts += f'<text y="{-6 - 13 * number}">{escape(line)}</text>'
+    return parts
 
 
 def _line(points: Sequence[tuple[int, float]], color: str, last: int, width: float = 1.5) -> str:

@@ -69,6 +69,9 @@ def test_a_sweep_trains_audits_and_compares(fake, tmp_path, capsys):
         (diversity, seed, 5, "finished") for diversity in ("0", "60") for seed in (0, 1, 2)
     ]
     assert (tmp_path / "s" / "curves.svg").read_text().count("<g ") == 2
+    assert text.endswith("![curves](curves.svg)\n\n![frontier](frontier.svg)\n")
+    frontier = (tmp_path / "s" / "frontier.svg").read_text()
+    assert frontier.count("<polygon ") == 2 * (6 + 2) + 2  # in each panel the runs and means; the legend
     fake.done.clear()
     ablate(fake.config)
     assert fake.done == []
