@@ -12,20 +12,20 @@ from PIL import Image
 
 from auditdm_jax import audit as module
 from auditdm_jax import discoveries
-from auditdm_jax.audit import Asking, Panel, audit, main, open_unseen
+from auditdm_jax.asking import Asking, Panel
+from auditdm_jax.audit import audit, main, open_unseen
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.data import held_out_ids
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.image_files import find_images
-from auditdm_jax.outcomes import Answers, Asked, examine
+from auditdm_jax.outcomes import Asked
 from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import read_scene
 from auditdm_jax.scenes.render import render
 from auditdm_jax.scenes.zoo_paths import load_model, zoo_names
-from auditdm_jax.summary import summarize
 
 WEATHER, COUNT, NONSENSE = "what is the weather?", "how many objects are there?", "zebra zebra"
 UNSEEN = open_unseen((), (), 64, 1, seed=0)  # the scenes that an audit of seed 0 shows
@@ -202,16 +202,6 @@ def test_images_that_training_saw_are_left_out(tmp_path):
         open_unseen((str(tmp_path / "photos" / f"{seen_file(trained_on, held_out)}"),), trained_on, 8, 16, seed=0)
 
 
-def test_settings_that_cannot_be():
-    for name in ("questions", "prompt_only_questions", "batch_size"):
-        with pytest.raises(UserError, match=f"{name.replace('_', '-')} is 0"):
-            AuditConfig(**{name: 0})
-    with pytest.raises(UserError, match="seed is -1"):
-        AuditConfig(seed=-1)
-    with pytest.raises(UserError, match="temperature is -1"):
-        AuditConfig(temperature=-1)
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Directories of tiny random models, a folder for each name."""
@@ -276,39 +266,6 @@ class TestZoo:
         assert len(summary["skills"]) >= 8
         found = discoveries.read(tmp_path / "default" / "audit" / "discoveries.parquet", 64)
         assert len(found.rows) == summary["claimed"]["count"]
-
-
-def edited(outcome: str, original_target: str = "red", original_consensus: str = "red", consensus: str = "red"):
-    """An edited image with an old question of which the references say `consensus`."""
-    said = {"agreed": consensus, "claimed": "blue", "target_unanswered": "unclear"}[outcome]
-    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", old=True)
-    row = examine(asked, Answers(said, (consensus,), consensus), 1.0)
-    assert row.outcome == outcome
-    return row._replace(original_consensus=original_consensus, original_target_answer=original_target)
-
-
-def test_sensitivity_counts_edits_that_leave_the_answer_as_it_was():
-    rows = [
-        edited("agreed"),
-        edited("claimed"),
-        edited("target_unanswered"),
-        edited("claimed", original_target="blue"),  # it was wrong before the edit
-        edited("claimed", original_consensus="green"),  # the edit concerned the question
-        edited("claimed", original_consensus=""),  # nobody knows what was true of the original
-    ]
-    assert [row.comparable for row in rows] == [True] * 3 + [False] * 3
-    assert [row.flipped for row in rows] == [False, True, True, False, False, False]
-    summary = summarize(rows, rows[:4])
-    assert (summary["sensitivity"]["count"], summary["sensitivity"]["n"]) == (2, 3)
-    assert summary["sensitivity"]["prompt_only"]["n"] == 3
-    assert summary["channels"]["edit"]["images"] == 6
-    assert list(summary["channels"]) == ["edit"]
-
-
-def test_a_spoiled_image_is_an_outcome_of_its_own():
-    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", spoiled="drifted")
-    row = examine(asked, Answers("blue", ("red",), "red"), 1.0)
-    assert (row.outcome, row.claimed, row.verified, row.answerable) == ("spoiled", False, False, False)
 
 
 def test_originals_are_asked_the_same_question():

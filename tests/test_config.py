@@ -25,6 +25,10 @@ def test_a_reference_that_is_the_target_is_refused():
     [
         (TrainConfig, {"seed": -1}),
         (AuditConfig, {"seed": -1}),
+        (AuditConfig, {"questions": 0}),
+        (AuditConfig, {"prompt_only_questions": 0}),
+        (AuditConfig, {"batch_size": 0}),
+        (AuditConfig, {"temperature": -1}),
         (RectifyConfig, {"seed": -1}),
         (RectifyConfig, {"images_per_step": 0}),
         (RectifyConfig, {"test_questions": 0}),

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import training
-from auditdm_jax.audit import make_topic_ask
 from auditdm_jax.config import GRPO, Models, Reward, TrainConfig
 from auditdm_jax.errors import UserError
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts, texts_of
@@ -104,11 +102,3 @@ def test_groups_of_a_step_go_on_from_a_topic(config, players, max_resamples):
     assert state.trained.topics[1].sum() == pytest.approx(8 * float(metrics["outcome/claimed"]))
     # The update scores what was written behind the same beginning.
     assert float(metrics["sampling/drift_max"]) < 1e-4
-
-
-def test_an_audit_draws_the_topics_it_is_told(config, players):
-    images = np.asarray(next(training.open_source(config, 64, "train"))["image"])
-    weights = {"": 0.0, "how many": 0.0, "is there any": 1.0, "where": 0.0}
-    asking = make_topic_ask(players.auditor, config, 1.0, weights)(images, jax.random.key(0))
-    assert all(asked.question.startswith("is there any") for asked in asking.asked)
-    np.testing.assert_array_equal(asking.images, images)
