@@ -13,7 +13,8 @@ from tiny_zoo import save_tiny_zoo
 from auditdm_jax import audit, training
 from auditdm_jax.channels import Prober, Studio, instructions_of, layout
 from auditdm_jax.collect import collect_probes
-from auditdm_jax.config import CHANNELS, GRPO, AuditConfig, Models, Probing, RenderSettings, TrainConfig
+from auditdm_jax.config import CHANNELS, AuditConfig, Models, Probing, RenderSettings, TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.rollout import question_logps, words_of

@@ -3,8 +3,9 @@
 import pytest
 import tyro
 
-from auditdm_jax.config import AuditConfig, Models, Probing, RectifyConfig, Reward, TrainConfig
+from auditdm_jax.config import AuditConfig, Models, Probing, RectifyConfig, TrainConfig
 from auditdm_jax.errors import UserError
+from auditdm_jax.reward import Reward
 
 
 def test_models_are_named_without_a_prefix():

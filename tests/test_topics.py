@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import training
-from auditdm_jax.config import GRPO, Models, Reward, TrainConfig
+from auditdm_jax.config import Models, TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts, texts_of
+from auditdm_jax.reward import Reward
 from auditdm_jax.sampling import Completions
 from auditdm_jax.step import make_step
 from auditdm_jax.topics import DECAY, Topics, counted, topic_weights, topics_of, whole_questions
