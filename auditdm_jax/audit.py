@@ -25,14 +25,14 @@ from auditdm_jax.asking import Answer, Ask, Asking, Images, Panel, load_panel
 from auditdm_jax.config import AuditConfig
 from auditdm_jax.data import ImageSource, open_images, reasons, trained_files
 from auditdm_jax.errors import one_line
-from auditdm_jax.files import read_json, write_json
+from auditdm_jax.files import write_json
 from auditdm_jax.health import health_lines, reference_health
 from auditdm_jax.outcomes import Answers, Examined, consensus_of, examine
 from auditdm_jax.runs import audit_settings
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.summary import report_lines, summarize
-from auditdm_jax.topics import TOPICS
+from auditdm_jax.topics import read_weights
 
 
 class Batches(Protocol):
@@ -170,7 +170,8 @@ def main(config: AuditConfig) -> dict[str, Any]:
         run = one_line(Path(config.out) / config.name)
         print(f"there is no run {run}: auditing with the untrained auditor {one_line(models.auditor)!r}")
     batch_size = min(config.batch_size, config.questions)
-    topics = read_json(Path(config.out) / config.name / TOPICS) if settings.reward.topics else None
+    beginnings = settings.reward.topics
+    topics = read_weights(Path(config.out) / config.name, beginnings) if beginnings else None
     panel, size = load_panel(trained, settings, config.temperature, batch_size, topics)
     spec = config.images or settings.images
     source = open_unseen(spec, settings.images, size, batch_size, config.seed)

@@ -20,6 +20,7 @@ from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.image_files import find_images
 from auditdm_jax.outcomes import Asked
+from auditdm_jax.reward import Reward
 from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
@@ -149,6 +150,13 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
     assert "0.000 [0.000, 0.161] of failures to come are of a new type (0.000 type or answer): keep going" in printed
     assert "the oracle contradicts 10 of 30 shared answers" in printed
     assert "discoveries.parquet (30 rows), questions.parquet (0 rows)" in printed
+
+
+def test_topics_that_are_missing_are_one_line(finished_run):
+    topical = TrainConfig(name="r", reward=Reward(topics=("how many",)))
+    write_json(finished_run / "config.json", topical)
+    with pytest.raises(UserError, match=r"r/topics.json is missing; train.py --resume"):
+        main(AuditConfig(name="r", out=str(finished_run.parent)))
 
 
 def test_questions_that_did_not_fail_go_to_their_own_file(finished_run, monkeypatch):

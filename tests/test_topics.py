@@ -17,7 +17,7 @@ from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts, texts
 from auditdm_jax.reward import Reward
 from auditdm_jax.sampling import Completions
 from auditdm_jax.step import make_step
-from auditdm_jax.topics import DECAY, Topics, counted, topic_weights, topics_of, whole_questions
+from auditdm_jax.topics import DECAY, TOPICS, Topics, counted, read_weights, topic_weights, topics_of, whole_questions
 
 BEGINNINGS = ("how many", "is there any", "where")
 
@@ -104,3 +104,34 @@ def test_groups_of_a_step_go_on_from_a_topic(config, players, max_resamples):
     assert state.trained.topics[1].sum() == pytest.approx(8 * float(metrics["outcome/claimed"]))
     # The update scores what was written behind the same beginning.
     assert float(metrics["sampling/drift_max"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"": 0.75, "how many": 0.25}',  # one is missing
+        '{"": 0.7, "how many": 0.1, "where": 0.1, "who": 0.1}',
+        '{"": 0.7, "how many": -0.1, "where": 0.4}',
+        '{"": 0.7, "how many": NaN, "where": 0.3}',
+        '{"": 0.7, "how many": "0.1", "where": 0.2}',
+        '{"": 0, "how many": 0, "where": 0}',
+        "[0.7, 0.1, 0.2]",
+        '{"": 0.7',
+    ],
+)
+def test_chances_that_were_edited_are_one_line(tmp_path, written):
+    (tmp_path / TOPICS).write_text(written)
+    with pytest.raises(UserError, match=r"topics.json does not give each topic .*; train.py --resume"):
+        read_weights(tmp_path, ("how many", "where"))
+
+
+def test_a_finished_run_that_is_resumed_writes_its_chances_anew(config, tmp_path):
+    config = dataclasses.replace(config, name="r", out=str(tmp_path), steps=1)
+    run = training.train(config)
+    kept = read_weights(run, BEGINNINGS)
+    assert sum(kept.values()) == pytest.approx(1)
+    (run / TOPICS).unlink()
+    with pytest.raises(UserError, match=r"topics.json is missing; train.py --resume"):
+        read_weights(run, BEGINNINGS)
+    training.train(dataclasses.replace(config, resume=True))
+    assert read_weights(run, BEGINNINGS) == kept
