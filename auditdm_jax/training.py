@@ -81,6 +81,9 @@ def initial_state(config: TrainConfig, players: Players, optimizer: optax.Gradie
         jnp.zeros(ARCHIVE_SIZE, jnp.float32),
         jnp.zeros((2, len(config.reward.topics)), jnp.float32),
     )
+    # Bound to its device, as a renderer's images are and all that is computed from them: a step that returned
+    # parameters bound otherwise than it was given them would compile once more.
+    trained = jax.device_put(trained, trained.step.sharding)
     return AuditState(trained, Frozen(base, players.target.params, tuple(vlm.params for vlm in players.references)))
 
 
