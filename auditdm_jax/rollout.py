@@ -65,7 +65,7 @@ def question_logps(
     remat: bool = False,
 ) -> Float[Array, "B G T"]:
     """Log-probabilities of questions already asked (nats, at the sampling temperature), differentiable in params."""
-    features = encode_images(params, config, preprocess_on_device(config, images))
+    features = encode_images(params, config, preprocess_on_device(config, images), remat=remat)
     return completion_logps(params, config, prompt, features, ids, mask, temperature=temperature, remat=remat)
 
 
