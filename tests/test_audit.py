@@ -24,7 +24,7 @@ from auditdm_jax.reward import Reward
 from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
-from auditdm_jax.scenes.parser import read_scene
+from auditdm_jax.scenes.parser import read_scenes
 from auditdm_jax.scenes.render import render
 from auditdm_jax.scenes.zoo_paths import load_model, zoo_names
 
@@ -280,17 +280,16 @@ def test_originals_are_asked_the_same_question():
     """The edit, which emptied the scene, made the target wrong about the weather; of the original it was right."""
 
     def reads(images, questions):
-        return [
-            judge(question, read_scene(image).scene).answer for image, question in zip(images, questions, strict=True)
-        ]
+        shown = zip(read_scenes(images), questions, strict=True)
+        return [judge(question, reading.scene).answer for reading, question in shown]
 
     def fooled(images, questions):
-        empty = [not any(read_scene(image).scene.cells) for image in images]
+        empty = [not any(reading.scene.cells) for reading in read_scenes(images)]
         return ["foggy" if gone else said for gone, said in zip(empty, reads(images, questions), strict=True)]
 
     def empties(images, key):
         asked = [Asked("", WEATHER, channel="edit", written="remove the star", old=True)] * len(images)
-        scenes = [read_scene(image).scene._replace(cells=(None,) * 16) for image in images]
+        scenes = [reading.scene._replace(cells=(None,) * 16) for reading in read_scenes(images)]
         return Asking(asked, np.stack([render(scene) for scene in scenes]))
 
     found = audit(Panel(empties, None, fooled, (reads, reads), reads), open_unseen((), (), 64, 4, seed=0), 4, 0, 1.0, 0)
