@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from auditdm_jax.conventions import GRPO
-from auditdm_jax.errors import UserError
+from auditdm_jax.errors import UserError, at_least_one
 from auditdm_jax.prompts import CAPTION_INSTRUCTION, COMMAND_INSTRUCTION, QUESTION_INSTRUCTION
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.zoo_paths import same_model
@@ -40,10 +40,7 @@ class RenderSettings:
     """Keeps on the GPU only the part of the pipeline that is at work: slower, in much less of its memory."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "micro_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; give 1 or more")
+        at_least_one(self, "steps", "micro_batch_size")
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,7 @@ class Probing:
             raise UserError("channel-weights must be above 0: leave a channel out instead")
         if not 0 <= self.old_questions <= 1:
             raise UserError(f"old-questions is {self.old_questions}: it is a share, from 0 to 1")
-        for name in ("max_command_tokens", "max_caption_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        at_least_one(self, "max_command_tokens", "max_caption_tokens")
 
 
 @dataclass(frozen=True)
@@ -164,10 +159,8 @@ class TrainConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens", "probe_every")
-        for name in (*counts, "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens")
+        at_least_one(self, *counts, "probe_every", "checkpoint_every")
         if self.reward.topics and self.probing.channels != ("question",):
             raise UserError("reward.topics are for questions alone: leave out --channels, or the topics")
         if self.reward.disagreement == "share" and len(self.models.references) < 2:
@@ -199,9 +192,7 @@ class AuditConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("questions", "prompt_only_questions", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        at_least_one(self, "questions", "prompt_only_questions", "batch_size")
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}: it must be 0 (always the likeliest word) or more")
 
@@ -238,9 +229,7 @@ class RectifyConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "images_per_step", "test_questions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        at_least_one(self, "steps", "images_per_step", "test_questions")
         if self.questions_per_image % 2 or self.questions_per_image < 2:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be even, half are the audit's")
         if self.pool < self.images_per_step:
