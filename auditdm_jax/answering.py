@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from auditdm_jax.answers import answer_ids, text_answer_id
-from auditdm_jax.config import Reward
 from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
 from auditdm_jax.prompts import fill
-from auditdm_jax.reward import Outcome, disagreement, likelihood_gap, likelihood_reward, share_reward
+from auditdm_jax.reward import Outcome, Reward, disagreement, likelihood_gap, likelihood_reward, share_reward
 from auditdm_jax.rollout import words_of
 from auditdm_jax.sampling import Prompt, completion_logps, sample
 from auditdm_jax.state import Cast, Frozen, Params, Role

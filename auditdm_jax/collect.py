@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from auditdm_jax.answering import Translate, examine
 from auditdm_jax.answers import mix32
 from auditdm_jax.channels import Prober, layout
-from auditdm_jax.config import CHANNELS, GRPO, Reward
+from auditdm_jax.config import CHANNELS
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
-from auditdm_jax.reward import Outcome, novelty_weights, question_ngrams
+from auditdm_jax.reward import Outcome, Reward, novelty_weights, question_ngrams
 from auditdm_jax.rollout import ask, prompt_rows, words_of
 from auditdm_jax.sampling import Completions, Prompt
 from auditdm_jax.state import Cast, Frozen, Params, Trained

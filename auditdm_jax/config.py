@@ -1,75 +1,21 @@
-"""Settings of the three commands: frozen dataclasses, read by tyro, checked before anything is computed."""
+"""Settings of the three commands: frozen dataclasses, read by tyro, checked before anything is computed.
+
+Those of the policy gradient (`GRPO`) are in conventions.py, those of the reward (`Reward`) in reward.py.
+"""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 import tyro
 
-from auditdm_jax.advantages import ScaleRewards
-from auditdm_jax.conventions import DEFAULT_PRESET, PRESETS, Convention, convention_of
-from auditdm_jax.errors import UserError
-from auditdm_jax.policy_terms import KLEstimator, LossType, SamplingCorrection
+from auditdm_jax.conventions import GRPO
+from auditdm_jax.errors import UserError, at_least_one
 from auditdm_jax.prompts import CAPTION_INSTRUCTION, COMMAND_INSTRUCTION, QUESTION_INSTRUCTION
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.zoo_paths import same_model
 
 Channel = Literal["question", "edit", "caption"]
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
-
-
-@dataclass(frozen=True)
-class GRPO:
-    """Policy-gradient settings, by the names of the field. Those that may be None replace the preset's if given."""
-
-    preset: str = DEFAULT_PRESET
-    """Method and whose convention of it, as in grpo@trl; see conventions.py."""
-    num_generations: int = 8
-    """G: questions sampled for each image; the advantage compares them with each other."""
-    num_iterations: int = 1
-    """Updates made with each batch of questions."""
-    max_resamples: int = 0
-    """Dynamic sampling: further batches of images asked about, at most, to replace groups without signal."""
-    beta: float | None = None
-    """Weight of the KL divergence to the auditor before training (default preset: 0.03)."""
-    kl_estimator: KLEstimator | None = None
-    """k2's gradient is that of the reverse KL; k3's is that of the forward KL (k2)."""
-    kl_in_reward: bool | None = None
-    """Whether it is subtracted from the reward instead of added to the loss (False)."""
-    epsilon: float | None = None
-    """Clip range of the probability ratio, below one (0.2)."""
-    epsilon_high: float | None = None
-    """Clip range of the probability ratio, above one (as epsilon)."""
-    delta: float | None = None
-    """Largest probability ratio where the advantage is negative (inf)."""
-    scale_rewards: ScaleRewards | None = None
-    """Which standard deviation advantages are divided by (none)."""
-    loss_type: LossType | None = None
-    """How token losses are averaged (dr_grpo)."""
-    soft_punish_cache: int | None = None
-    """Tokens before the longest question over which its penalty grows to 1 (0: no penalty)."""
-    importance_sampling_mode: SamplingCorrection | None = None
-    """Weights for the drift between the sampler's log-probabilities and the update's (none)."""
-    temperature: float = 1.0
-    """Sampling temperature of the auditor; log-probabilities are taken at the same one."""
-    learning_rate: float = 1e-3
-    """Peak of the learning rate (AdamW); linear warm-up over a tenth of the steps, then cosine to a
-    twentieth: a higher rate at the end costs success."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this global norm."""
-
-    def __post_init__(self) -> None:
-        if self.num_generations < 2:
-            raise UserError(f"num-generations is {self.num_generations}: a group needs 2 questions or more to compare")
-        if self.temperature <= 0:
-            raise UserError(f"temperature is {self.temperature}: sampling needs more than 0")
-        if self.max_resamples < 0:
-            raise UserError(f"max-resamples is {self.max_resamples}: it must be 0 (no dynamic sampling) or more")
-        self.convention()
-
-    def convention(self) -> Convention:
-        """The preset with what was given in its place."""
-        settings = {name: value for name, value in vars(self).items() if name in vars(PRESETS[DEFAULT_PRESET])}
-        return convention_of(self.preset, **{name: value for name, value in settings.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -94,10 +40,7 @@ class RenderSettings:
     """Keeps on the GPU only the part of the pipeline that is at work: slower, in much less of its memory."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "micro_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; give 1 or more")
+        at_least_one(self, "steps", "micro_batch_size")
 
 
 @dataclass(frozen=True)
@@ -140,9 +83,7 @@ class Probing:
             raise UserError("channel-weights must be above 0: leave a channel out instead")
         if not 0 <= self.old_questions <= 1:
             raise UserError(f"old-questions is {self.old_questions}: it is a share, from 0 to 1")
-        for name in ("max_command_tokens", "max_caption_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        at_least_one(self, "max_command_tokens", "max_caption_tokens")
 
 
 @dataclass(frozen=True)
@@ -218,10 +159,8 @@ class TrainConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens", "probe_every")
-        for name in (*counts, "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens")
+        at_least_one(self, *counts, "probe_every", "checkpoint_every")
         if self.reward.topics and self.probing.channels != ("question",):
             raise UserError("reward.topics are for questions alone: leave out --channels, or the topics")
         if self.reward.disagreement == "share" and len(self.models.references) < 2:
@@ -253,9 +192,7 @@ class AuditConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("questions", "prompt_only_questions", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        at_least_one(self, "questions", "prompt_only_questions", "batch_size")
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}: it must be 0 (always the likeliest word) or more")
 
@@ -292,9 +229,7 @@ class RectifyConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "images_per_step", "test_questions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        at_least_one(self, "steps", "images_per_step", "test_questions")
         if self.questions_per_image % 2 or self.questions_per_image < 2:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be even, half are the audit's")
         if self.pool < self.images_per_step:

@@ -111,3 +111,58 @@ def convention_of(preset: str | Convention, **overrides: Any) -> Convention:
         if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
             raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(hints[name]))}")
     return replace(PRESETS[preset] if isinstance(preset, str) else preset, **overrides)
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """Policy-gradient settings, by the names of the field. Those that may be None replace the preset's if given."""
+
+    preset: str = DEFAULT_PRESET
+    """Method and whose convention of it, as in grpo@trl; see `PRESETS`."""
+    num_generations: int = 8
+    """G: questions sampled for each image; the advantage compares them with each other."""
+    num_iterations: int = 1
+    """Updates made with each batch of questions."""
+    max_resamples: int = 0
+    """Dynamic sampling: further batches of images asked about, at most, to replace groups without signal."""
+    beta: float | None = None
+    """Weight of the KL divergence to the auditor before training (default preset: 0.03)."""
+    kl_estimator: KLEstimator | None = None
+    """k2's gradient is that of the reverse KL; k3's is that of the forward KL (k2)."""
+    kl_in_reward: bool | None = None
+    """Whether it is subtracted from the reward instead of added to the loss (False)."""
+    epsilon: float | None = None
+    """Clip range of the probability ratio, below one (0.2)."""
+    epsilon_high: float | None = None
+    """Clip range of the probability ratio, above one (as epsilon)."""
+    delta: float | None = None
+    """Largest probability ratio where the advantage is negative (inf)."""
+    scale_rewards: ScaleRewards | None = None
+    """Which standard deviation advantages are divided by (none)."""
+    loss_type: LossType | None = None
+    """How token losses are averaged (dr_grpo)."""
+    soft_punish_cache: int | None = None
+    """Tokens before the longest question over which its penalty grows to 1 (0: no penalty)."""
+    importance_sampling_mode: SamplingCorrection | None = None
+    """Weights for the drift between the sampler's log-probabilities and the update's (none)."""
+    temperature: float = 1.0
+    """Sampling temperature of the auditor; log-probabilities are taken at the same one."""
+    learning_rate: float = 1e-3
+    """Peak of the learning rate (AdamW); linear warm-up over a tenth of the steps, then cosine to a
+    twentieth: a higher rate at the end costs success."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+
+    def __post_init__(self) -> None:
+        if self.num_generations < 2:
+            raise UserError(f"num-generations is {self.num_generations}: a group needs 2 questions or more to compare")
+        if self.temperature <= 0:
+            raise UserError(f"temperature is {self.temperature}: sampling needs more than 0")
+        if self.max_resamples < 0:
+            raise UserError(f"max-resamples is {self.max_resamples}: it must be 0 (no dynamic sampling) or more")
+        self.convention()
+
+    def convention(self) -> Convention:
+        """The preset with what was given in its place."""
+        settings = {name: value for name, value in vars(self).items() if name in vars(PRESETS[DEFAULT_PRESET])}
+        return convention_of(self.preset, **{name: value for name, value in settings.items() if value is not None})

@@ -146,7 +146,7 @@ class Renderer:
         todo = [row for row, text in enumerate(texts) if text]
         self.counts["empty prompt"] += len(texts) - len(todo)
         if not todo:
-            return canvas
+            return jax.device_put(canvas, canvas.sharding)  # bound to its device, as where there is something to do
         before = to_torch(canvas).to(self.device)
         after = before.clone()  # what came over the bridge may be JAX's own memory
         name = "editing" if edit else "generating"

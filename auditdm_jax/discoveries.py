@@ -19,7 +19,7 @@ from PIL import Image
 
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import write_parquet
-from auditdm_jax.images import MAX_PIXELS, BadImage, decode_rgb
+from auditdm_jax.images import BadImage, decode_rgb
 from auditdm_jax.outcomes import Examined, is_answer
 
 
@@ -118,7 +118,7 @@ class Discoveries(NamedTuple):
     skipped: dict[str, int]
 
 
-def read(path: str | os.PathLike[str], size: int, max_pixels: int = MAX_PIXELS) -> Discoveries:
+def read(path: str | os.PathLike[str], size: int) -> Discoveries:
     """Reads any discoveries file, its images resized to `[size, size]`.
 
     It needs the columns image (a struct with `bytes`, or bytes), question and consensus (the label); others
@@ -135,7 +135,7 @@ def read(path: str | os.PathLike[str], size: int, max_pixels: int = MAX_PIXELS) 
             reason = "no image bytes"  # a path in a table is a stranger's text and is not followed
         if not reason:
             try:
-                images.append(decode_rgb(data, size, max_pixels))
+                images.append(decode_rgb(data, size))
             except BadImage as error:
                 reason = str(error)
         if reason:

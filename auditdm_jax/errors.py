@@ -23,6 +23,14 @@ def one_line(text: object, limit: int | None = None) -> str:
     return shown if limit is None or len(shown) <= limit else shown[: limit - 3] + "..."
 
 
+def at_least_one(settings: object, *names: str) -> None:
+    """Raises UserError if one of the named settings is below 1; None passes."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name.replace('_', '-')} is {value}: it must be at least 1")
+
+
 def is_disk_full(error: BaseException) -> bool:
     """True where `error` says that no more can be written.
 

@@ -92,10 +92,11 @@ class Answerer:
         return [answers[i : i + count] for i in range(0, len(answers), count)]
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: int, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a rate; (0, 1) where nothing was tried."""
     if n == 0:
         return 0.0, 1.0
+    z = 1.96
     rate, scale = successes / n, 1 + z * z / n
     middle = (rate + z * z / (2 * n)) / scale
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / scale

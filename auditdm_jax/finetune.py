@@ -101,18 +101,18 @@ class Encoder:
 
 def batch_loss(params: Params, config: VLMConfig, batch: Batch, remat: bool = False) -> Float[Array, ""]:
     """Mean negative log-likelihood of the answer tokens (nats a token)."""
-    features = encode_images(params, config, preprocess_on_device(config, batch.images))
+    features = encode_images(params, config, preprocess_on_device(config, batch.images), remat=remat)
     features = jnp.repeat(features, batch.prompt.input_ids.shape[0] // features.shape[0], axis=0)
     given = (batch.prompt, features, batch.ids, batch.mask)
     logps = completion_logps(params, config, *given, temperature=1.0, remat=remat)
     return -jnp.sum(logps * batch.answer_mask) / jnp.maximum(jnp.sum(batch.answer_mask), 1)
 
 
-def make_optimizer(name: str, learning_rate: float, steps: int, warmup: float = 0.05) -> optax.GradientTransformation:
+def make_optimizer(name: str, learning_rate: float, steps: int) -> optax.GradientTransformation:
     """ "muon" (matrices orthogonalised, the rest AdamW) or "adamw"; linear warm-up, then cosine to a twentieth."""
 
     def schedule(peak: float) -> optax.Schedule:
-        return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, int(warmup * steps)), max(2, steps), peak / 20)
+        return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, int(0.05 * steps)), max(2, steps), peak / 20)
 
     if name == "muon":
         core = optax.contrib.muon(

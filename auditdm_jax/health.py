@@ -13,7 +13,7 @@ import numpy as np
 
 from auditdm_jax.errors import one_line
 from auditdm_jax.outcomes import UNREAD, Examined, shared_answer, vote
-from auditdm_jax.taxonomy import Rate, rate_of
+from auditdm_jax.taxonomy import Rate, interval, rate_of
 
 CLONE_SHARE = 0.8
 """Two models are clones where, at 95 % confidence, they give the same answer to more than this share of the questions
@@ -90,8 +90,7 @@ def health_lines(health: dict[str, Any]) -> Iterator[str]:
         kinds = [f"{health[name]} {name}" for name in ("unanswerable", "unparsable") if health[name]]
         yield (
             f"references: the {health['judged_by']} contradicts {wrong.count} of {wrong.n} shared answers, "
-            f"{wrong.rate:.3f} [{wrong.ci_low:.3f}, {wrong.ci_high:.3f}]"
-            + (f" (questions: {', '.join(kinds)})" if kinds else "")
+            f"{interval(wrong)}" + (f" (questions: {', '.join(kinds)})" if kinds else "")
         )
     rated = [each for each in health["leave_one_out"] if each["rate"] is not None]
     if rated:

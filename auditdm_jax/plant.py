@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from auditdm_jax.config import RectifyConfig
-from auditdm_jax.errors import UserError, one_line, run_cli
+from auditdm_jax.errors import UserError, at_least_one, one_line, run_cli
 from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.finetune import Batch, Encoder
 from auditdm_jax.plant_exam import Exam, check, losses, near
@@ -69,9 +69,7 @@ class PlantConfig:
             raise UserError(f"strength is {self.strength}: it is a share, above 0 and at most 1")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}: it must be 0 or more")
-        for name in ("steps", "images_per_step", "test_questions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        at_least_one(self, "steps", "images_per_step", "test_questions")
         if self.questions_per_image < 4:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be 4 or more")
 

@@ -94,14 +94,13 @@ def texts_of(tokenizer: Any, ids: Any, mask: Any) -> list[str]:
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
-def template_for(vlm: "VLM", before: str = "", after: str = "") -> PromptTemplate:
-    """The model's answering format around `before <question> after`.
+def template_for(vlm: "VLM") -> PromptTemplate:
+    """The model's answering format around a question.
 
     The two sides are tokenized apart. With a word-level tokenizer, a filled template equals the tokenized
-    string if the question is set off by white space; others may cut the word at the seam differently, the
-    text being the same.
+    string; others may cut the word at the seam differently, the text being the same.
     """
-    text = answer_text(vlm.config.family, vlm.processor, f"{before}{_QUESTION}{after}")
+    text = answer_text(vlm.config.family, vlm.processor, _QUESTION)
     prefix, _, suffix = expanded_text(vlm.config.family, vlm.processor, text).partition(_QUESTION)
     return _with_image(vlm, PromptTemplate(token_ids(vlm.tokenizer, prefix), token_ids(vlm.tokenizer, suffix)))
 

@@ -65,7 +65,7 @@ def question_logps(
     remat: bool = False,
 ) -> Float[Array, "B G T"]:
     """Log-probabilities of questions already asked (nats, at the sampling temperature), differentiable in params."""
-    features = encode_images(params, config, preprocess_on_device(config, images))
+    features = encode_images(params, config, preprocess_on_device(config, images), remat=remat)
     return completion_logps(params, config, prompt, features, ids, mask, temperature=temperature, remat=remat)
 
 
@@ -77,10 +77,9 @@ def ask_many(
     num_generations: int = 1,
     instruction: str = QUESTION_INSTRUCTION,
     max_new_tokens: int = 16,
-    temperature: float = 1.0,
     batch_size: int = 128,
 ) -> list[list[str]]:
-    """G questions as text for each of N images (uint8 [N, H, W, 3]), in compiled batches of one shape."""
+    """G questions as text for each of N images (uint8 [N, H, W, 3]), at temperature 1, compiled for one shape."""
     prompt = prompt_rows(instruction_prompts(vlm, [instruction]), jnp.zeros(batch_size, jnp.int32))
     questions: list[str] = []
     for start in range(0, len(images), batch_size):
@@ -88,7 +87,7 @@ def ask_many(
         padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
         padded[: len(chunk)] = chunk
         key = jax.random.fold_in(jax.random.key(seed), start)
-        settings = dict(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
+        settings = dict(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=1.0)
         done = ask(vlm.params, vlm.config, prompt, padded, key, **settings)
         questions += decode(vlm, done)[: len(chunk) * num_generations]
     return [questions[i : i + num_generations] for i in range(0, len(questions), num_generations)]

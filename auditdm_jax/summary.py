@@ -8,7 +8,7 @@ from auditdm_jax.config import CHANNELS
 from auditdm_jax.errors import one_line
 from auditdm_jax.outcomes import OUTCOMES, UNREAD, Examined, vote
 from auditdm_jax.saturation import Saturation, good_turing, saturation_line
-from auditdm_jax.taxonomy import FailureType, Rate, rate_of, tally
+from auditdm_jax.taxonomy import FailureType, Rate, interval, rate_of, tally
 from auditdm_jax.weaknesses import weaknesses
 
 ENOUGH = 10
@@ -85,7 +85,7 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
             yield f"channel {channel}"
         auditors = {"prompt-only": both["prompt_only"]} | ({"trained": both} if trained else {})
         for name, part in auditors.items():
-            claimed, verified = (_interval(Rate(**part[key])) for key in ("claimed", "verified"))
+            claimed, verified = (interval(Rate(**part[key])) for key in ("claimed", "verified"))
             yield f"{name:<12}{part['images']:>7}   {claimed:<24}{verified}"
     if trained and summary["verified_gain"] is not None:
         yield f"verified success is {summary['verified_gain']:.1f} times that of the prompt-only auditor"
@@ -97,7 +97,7 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
         before = summary["sensitivity"]["prompt_only"]
         for name, pairs in {"prompt-only": before, **({"trained": summary["sensitivity"]} if trained else {})}.items():
             rate = Rate(**{key: pairs[key] for key in Rate._fields})
-            yield f"sensitivity, {name}: {rate.count} of {rate.n} harmless edits turned the answer, {_interval(rate)}"
+            yield f"sensitivity, {name}: {rate.count} of {rate.n} harmless edits turned the answer, {interval(rate)}"
     if summary["image_faults"]:
         yield "new images spoiled: " + ", ".join(f"{n} {name}" for name, n in summary["image_faults"].items())
     yield f"{summary['skills_found']} skills with {ENOUGH} or more verified failures"
@@ -113,8 +113,4 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
     yield "verified failures / questions with an answer:"
     for kind in shown:
         rate = Rate(kind.n, kind.failures, kind.rate, kind.ci_low, kind.ci_high)
-        yield f"  {one_line(kind.name, 44):<44} {kind.failures:>5} / {kind.n:<5} {_interval(rate)}"
-
-
-def _interval(rate: Rate) -> str:
-    return "-" if rate.rate is None else f"{rate.rate:.3f} [{rate.ci_low:.3f}, {rate.ci_high:.3f}]"
+        yield f"  {one_line(kind.name, 44):<44} {kind.failures:>5} / {kind.n:<5} {interval(rate)}"

@@ -42,6 +42,11 @@ def rate_of(count: int, n: int) -> Rate:
     return Rate(n, count, count / n if n else None, *wilson(count, n))
 
 
+def interval(rate: Rate) -> str:
+    """As it is printed: "0.500 [0.237, 0.763]", or "-" of nothing."""
+    return "-" if rate.rate is None else f"{rate.rate:.3f} [{rate.ci_low:.3f}, {rate.ci_high:.3f}]"
+
+
 def tally(names: Sequence[str], failed: Sequence[bool]) -> list[FailureType]:
     """Failure types of questions (question i is of type names[i]), the one with most failures first."""
     counts: dict[str, list[int]] = {}

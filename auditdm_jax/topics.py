@@ -5,14 +5,16 @@ topic out. Topic 0 is no beginning: the auditor writes the whole question.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from auditdm_jax.errors import UserError
+from auditdm_jax.errors import UserError, one_line
+from auditdm_jax.files import read_json, write_json
 from auditdm_jax.prompts import instruction_prompts, padded, token_ids
 from auditdm_jax.sampling import Completions, Prompt
 
@@ -62,6 +64,30 @@ def topic_weights(counts: Float[Array, "2 K"], c: float, share: float) -> Float[
     asked, found = counts
     earns = (found + 1) / (asked + 2) / (1 + c * found / jnp.maximum(found.sum(), 1))
     return jnp.concatenate([jnp.array([1 - share]), share * earns / earns.sum()])
+
+
+def write_weights(run: Path, beginnings: Sequence[str], weights: Float[Array, "K+1"]) -> None:
+    """Keeps in the run's folder what `topic_weights` gives."""
+    write_json(run / TOPICS, dict(zip(("", *beginnings), weights.tolist(), strict=True)))
+
+
+def read_weights(run: Path, beginnings: Sequence[str]) -> dict[str, float]:
+    """The chance of each topic, "" for none, as the run kept them. Raises UserError if they are missing or damaged."""
+    path = run / TOPICS
+    try:
+        weights = read_json(path)
+    except UserError:
+        weights = None
+    names = {"", *beginnings}
+    whole = isinstance(weights, dict) and weights.keys() == names and all(map(_is_chance, weights.values()))
+    if not whole or not sum(weights.values()):
+        problem = "does not give each topic of the run a chance of 0 or more" if path.exists() else "is missing"
+        raise UserError(f"{one_line(path)} {problem}; train.py --resume with the settings of the run writes it anew")
+    return weights
+
+
+def _is_chance(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
 def draw_topics(key: Array, weights: Float[Array, "K+1"], images: int) -> Int[Array, "B"]:

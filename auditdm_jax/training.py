@@ -21,7 +21,7 @@ from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.errors import UserError
-from auditdm_jax.files import atomic_folder, write_json
+from auditdm_jax.files import atomic_folder
 from auditdm_jax.health import weight_warnings
 from auditdm_jax.joint import make_joint_step
 from auditdm_jax.log import Log
@@ -35,7 +35,7 @@ from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.state import AuditState, Frozen, Trained
 from auditdm_jax.step import make_step
-from auditdm_jax.topics import TOPICS, topic_weights, topics_of
+from auditdm_jax.topics import topic_weights, topics_of, write_weights
 
 ARCHIVE_SIZE = 4096
 PROBE_DRAWS = 2**31
@@ -81,6 +81,9 @@ def initial_state(config: TrainConfig, players: Players, optimizer: optax.Gradie
         jnp.zeros(ARCHIVE_SIZE, jnp.float32),
         jnp.zeros((2, len(config.reward.topics)), jnp.float32),
     )
+    # Bound to its device, as a renderer's images are and all that is computed from them: a step that returned
+    # parameters bound otherwise than it was given them would compile once more.
+    trained = jax.device_put(trained, trained.step.sharding)
     return AuditState(trained, Frozen(base, players.target.params, tuple(vlm.params for vlm in players.references)))
 
 
@@ -153,7 +156,7 @@ class Opened(NamedTuple):
         save_auditor(self.folder / "auditor", state, auditor)
         if reward.topics:
             weights = topic_weights(state.trained.topics, reward.diversity, reward.topic_share)
-            write_json(self.folder / TOPICS, dict(zip(("", *reward.topics), weights.tolist(), strict=True)))
+            write_weights(self.folder, reward.topics, weights)
         self.checkpoints.close()
         if isinstance(self.source, ImageSource) and self.source.skipped:
             print(f"images skipped: {reasons(self.source.skipped)}")

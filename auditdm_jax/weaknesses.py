@@ -56,7 +56,7 @@ class Weakness(NamedTuple):
     p_value: float
 
 
-def weaknesses(rows: Sequence[Examined], alpha: float = ALPHA, material: float = MATERIAL) -> list[Weakness]:
+def weaknesses(rows: Sequence[Examined]) -> list[Weakness]:
     """The weaknesses that an audit's rows show, those that explain most first."""
     asked = [(row, row.oracle_answer or row.verifier_answer) for row in rows if row.answerable and row.skill]
     judged = [(row, truth) for row, truth in asked if is_answer(truth)]
@@ -66,7 +66,7 @@ def weaknesses(rows: Sequence[Examined], alpha: float = ALPHA, material: float =
     for number, (row, truth) in enumerate(judged):
         for name in types_of(row.skill, row.condition, row.question, truth):
             members.setdefault(name, np.zeros(len(judged), bool))[number] = True
-    return find(paired(judged), members, alpha, material)
+    return find(paired(judged), members)
 
 
 def paired(judged: Sequence[tuple[Examined, str]]) -> Paired:

@@ -19,7 +19,8 @@ import numpy as np
 import tyro
 
 from auditdm_jax.answers import normalize
-from auditdm_jax.audit import Ask, Asking, Panel, audit, make_ask
+from auditdm_jax.asking import Ask, Asking, Panel, make_ask
+from auditdm_jax.audit import audit
 from auditdm_jax.config import Models, TrainConfig
 from auditdm_jax.errors import UserError, run_cli
 from auditdm_jax.evals import Answerer, wilson

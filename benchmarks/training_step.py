@@ -23,7 +23,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCall
 from trl import GRPOConfig, GRPOTrainer
 
 from auditdm_jax.collect import Batch
-from auditdm_jax.config import GRPO, TrainConfig
+from auditdm_jax.config import TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts
 from auditdm_jax.rollout import ask, prompt_rows

@@ -9,9 +9,9 @@ import pytest
 
 from auditdm_jax import training
 from auditdm_jax.answering import Answer, answer_logps, consensus_words, examine
-from auditdm_jax.config import Models, Reward, TrainConfig
+from auditdm_jax.config import Models, TrainConfig
 from auditdm_jax.prompts import answer_text, expanded_text, padded, texts_of, token_ids
-from auditdm_jax.reward import disagreement
+from auditdm_jax.reward import Reward, disagreement
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.state import Frozen
 

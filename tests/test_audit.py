@@ -12,20 +12,21 @@ from PIL import Image
 
 from auditdm_jax import audit as module
 from auditdm_jax import discoveries
-from auditdm_jax.audit import Asking, Panel, audit, main, open_unseen
+from auditdm_jax.asking import Asking, Panel
+from auditdm_jax.audit import audit, main, open_unseen
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.data import held_out_ids
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.image_files import find_images
-from auditdm_jax.outcomes import Answers, Asked, examine
+from auditdm_jax.outcomes import Asked
+from auditdm_jax.reward import Reward
 from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
-from auditdm_jax.scenes.parser import read_scene
+from auditdm_jax.scenes.parser import read_scenes
 from auditdm_jax.scenes.render import render
 from auditdm_jax.scenes.zoo_paths import load_model, zoo_names
-from auditdm_jax.summary import summarize
 
 WEATHER, COUNT, NONSENSE = "what is the weather?", "how many objects are there?", "zebra zebra"
 UNSEEN = open_unseen((), (), 64, 1, seed=0)  # the scenes that an audit of seed 0 shows
@@ -151,6 +152,13 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
     assert "discoveries.parquet (30 rows), questions.parquet (0 rows)" in printed
 
 
+def test_topics_that_are_missing_are_one_line(finished_run):
+    topical = TrainConfig(name="r", reward=Reward(topics=("how many",)))
+    write_json(finished_run / "config.json", topical)
+    with pytest.raises(UserError, match=r"r/topics.json is missing; train.py --resume"):
+        main(AuditConfig(name="r", out=str(finished_run.parent)))
+
+
 def test_questions_that_did_not_fail_go_to_their_own_file(finished_run, monkeypatch):
     good = panel(40)._replace(target=Oracle(40, weather="unclear", count="99"))
     monkeypatch.setattr(module, "load_panel", lambda *_: (good, 64))
@@ -200,16 +208,6 @@ def test_images_that_training_saw_are_left_out(tmp_path):
     assert unseen == {name.rpartition("/")[2] for name in held_out} | {"new.png"}
     with pytest.raises(UserError, match="training saw every one"):
         open_unseen((str(tmp_path / "photos" / f"{seen_file(trained_on, held_out)}"),), trained_on, 8, 16, seed=0)
-
-
-def test_settings_that_cannot_be():
-    for name in ("questions", "prompt_only_questions", "batch_size"):
-        with pytest.raises(UserError, match=f"{name.replace('_', '-')} is 0"):
-            AuditConfig(**{name: 0})
-    with pytest.raises(UserError, match="seed is -1"):
-        AuditConfig(seed=-1)
-    with pytest.raises(UserError, match="temperature is -1"):
-        AuditConfig(temperature=-1)
 
 
 @pytest.fixture(scope="module")
@@ -278,54 +276,20 @@ class TestZoo:
         assert len(found.rows) == summary["claimed"]["count"]
 
 
-def edited(outcome: str, original_target: str = "red", original_consensus: str = "red", consensus: str = "red"):
-    """An edited image with an old question of which the references say `consensus`."""
-    said = {"agreed": consensus, "claimed": "blue", "target_unanswered": "unclear"}[outcome]
-    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", old=True)
-    row = examine(asked, Answers(said, (consensus,), consensus), 1.0)
-    assert row.outcome == outcome
-    return row._replace(original_consensus=original_consensus, original_target_answer=original_target)
-
-
-def test_sensitivity_counts_edits_that_leave_the_answer_as_it_was():
-    rows = [
-        edited("agreed"),
-        edited("claimed"),
-        edited("target_unanswered"),
-        edited("claimed", original_target="blue"),  # it was wrong before the edit
-        edited("claimed", original_consensus="green"),  # the edit concerned the question
-        edited("claimed", original_consensus=""),  # nobody knows what was true of the original
-    ]
-    assert [row.comparable for row in rows] == [True] * 3 + [False] * 3
-    assert [row.flipped for row in rows] == [False, True, True, False, False, False]
-    summary = summarize(rows, rows[:4])
-    assert (summary["sensitivity"]["count"], summary["sensitivity"]["n"]) == (2, 3)
-    assert summary["sensitivity"]["prompt_only"]["n"] == 3
-    assert summary["channels"]["edit"]["images"] == 6
-    assert list(summary["channels"]) == ["edit"]
-
-
-def test_a_spoiled_image_is_an_outcome_of_its_own():
-    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", spoiled="drifted")
-    row = examine(asked, Answers("blue", ("red",), "red"), 1.0)
-    assert (row.outcome, row.claimed, row.verified, row.answerable) == ("spoiled", False, False, False)
-
-
 def test_originals_are_asked_the_same_question():
     """The edit, which emptied the scene, made the target wrong about the weather; of the original it was right."""
 
     def reads(images, questions):
-        return [
-            judge(question, read_scene(image).scene).answer for image, question in zip(images, questions, strict=True)
-        ]
+        shown = zip(read_scenes(images), questions, strict=True)
+        return [judge(question, reading.scene).answer for reading, question in shown]
 
     def fooled(images, questions):
-        empty = [not any(read_scene(image).scene.cells) for image in images]
+        empty = [not any(reading.scene.cells) for reading in read_scenes(images)]
         return ["foggy" if gone else said for gone, said in zip(empty, reads(images, questions), strict=True)]
 
     def empties(images, key):
         asked = [Asked("", WEATHER, channel="edit", written="remove the star", old=True)] * len(images)
-        scenes = [read_scene(image).scene._replace(cells=(None,) * 16) for image in images]
+        scenes = [reading.scene._replace(cells=(None,) * 16) for reading in read_scenes(images)]
         return Asking(asked, np.stack([render(scene) for scene in scenes]))
 
     found = audit(Panel(empties, None, fooled, (reads, reads), reads), open_unseen((), (), 64, 4, seed=0), 4, 0, 1.0, 0)

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import audit, training
+from auditdm_jax.answering import answer
 from auditdm_jax.channels import Prober, Studio, instructions_of, layout
-from auditdm_jax.collect import collect_probes
-from auditdm_jax.config import CHANNELS, GRPO, AuditConfig, Models, Probing, RenderSettings, TrainConfig
+from auditdm_jax.collect import _rewarded_compiled, collect_probes
+from auditdm_jax.config import CHANNELS, AuditConfig, Models, Probing, RenderSettings, TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.rollout import question_logps, words_of
-from auditdm_jax.scenes.dataset import scenes_of
-from auditdm_jax.step import update
+from auditdm_jax.rollout import ask, question_logps, words_of
+from auditdm_jax.scenes.dataset import SceneSource, scenes_of
+from auditdm_jax.step import make_step, update
 
 ALL = Probing(channels=CHANNELS)
 IMAGES, GENERATIONS = 6, 3
@@ -79,6 +81,14 @@ def parts():
     cast = training.cast_of(players, instructions_of(config))
     prober = Prober.of_run(config, players.auditor, cast.auditor.prompts, 1.0, Studio.load(ALL))
     return config, players, cast, prober
+
+
+@pytest.fixture(scope="module")
+def started(parts):
+    """The settings of a step, and the state before the first."""
+    config, players, _, _ = parts
+    settings = training.step_settings(config)
+    return settings, training.initial_state(config, players, settings.optimizer)
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +162,9 @@ def test_what_did_not_end_is_not_rendered(parts, images):
     np.testing.assert_array_equal(np.asarray(probes.images)[edits], repeated[edits])
 
 
-def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, images):
+def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, started, images):
     config, players, cast, prober = parts
-    settings = training.step_settings(config)
-    state = training.initial_state(config, players, settings.optimizer)
+    settings, state = started
 
     def collect(studio):
         return collect_probes(
@@ -188,12 +197,11 @@ def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, images
     assert metrics["outcome/spoiled"] > 0
 
 
-def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, images):
+def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, started, images):
     """They change the gradient, of an empty mask they do not, and their prompts and images are those they were asked
     with: the log-probabilities come out as the sampler had them."""
-    config, players, cast, prober = parts
-    settings = training.step_settings(config)
-    state = training.initial_state(config, players, settings.optimizer)
+    _, players, cast, prober = parts
+    settings, state = started
     batch, _, _, _ = collect_probes(
         state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
         prober=prober,
@@ -221,6 +229,19 @@ def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, im
         shown = np.asarray(asked.mask[:, generation])
         sampled = np.where(shown, np.asarray(asked.logps[:, generation]), 0)
         np.testing.assert_allclose(np.where(shown, np.asarray(logps[:, 0]), 0), sampled, atol=2e-4)
+
+
+def test_three_steps_compile_once(parts, started):
+    """The renderer's images are bound to a device, and what a step returns with them: its first state must be too."""
+    _, _, cast, prober = parts
+    settings, state = started
+    update.clear_cache()
+    step, source, sizes = make_step(cast, settings, None, prober), SceneSource("train", 0, IMAGES), []
+    for _ in range(3):
+        state, _, _ = step(state, next(source)["image"])
+        sizes.append([function._cache_size() for function in (update, _rewarded_compiled, ask, answer)])
+    assert sizes[0][0] == 1
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 import pytest
 import tyro
 
-from auditdm_jax.config import AuditConfig, Models, Probing, RectifyConfig, Reward, TrainConfig
+from auditdm_jax.config import AuditConfig, Models, Probing, RectifyConfig, TrainConfig
 from auditdm_jax.errors import UserError
+from auditdm_jax.reward import Reward
 
 
 def test_models_are_named_without_a_prefix():
@@ -25,6 +26,10 @@ def test_a_reference_that_is_the_target_is_refused():
     [
         (TrainConfig, {"seed": -1}),
         (AuditConfig, {"seed": -1}),
+        (AuditConfig, {"questions": 0}),
+        (AuditConfig, {"prompt_only_questions": 0}),
+        (AuditConfig, {"batch_size": 0}),
+        (AuditConfig, {"temperature": -1}),
         (RectifyConfig, {"seed": -1}),
         (RectifyConfig, {"images_per_step": 0}),
         (RectifyConfig, {"test_questions": 0}),

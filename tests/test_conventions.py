@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditdm_jax.config import GRPO
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.policy_gradient import DEFAULT_PRESET, PRESETS, convention_of, policy_gradient_loss
 

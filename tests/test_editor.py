@@ -17,7 +17,7 @@ from auditdm_jax.scenes.editor_exam import carried_out, examine, spoilt
 from auditdm_jax.scenes.editor_lessons import CHANGED_WEIGHT, pictures_of_cells, scene_lessons
 from auditdm_jax.scenes.editor_parts import CAPTION_TOKENS, COMMAND_TOKENS, EditorSize, new_pipeline
 from auditdm_jax.scenes.edits import Edit, apply, sample_edit
-from auditdm_jax.scenes.parser import images_of, read_scene, things
+from auditdm_jax.scenes.parser import images_of, read_scenes, things
 from auditdm_jax.scenes.render import render
 from auditdm_jax.scenes.world import SPLITS, WEATHERS, Scene, sample_scene
 
@@ -279,7 +279,7 @@ def test_an_edit_that_spoils_another_cell_is_carried_out_but_counted():
     edit = Edit("add a red star at 1 1", edited.scene, "add")
     picture = render(edited.scene)
     picture[16:32, 16:32] = 0
-    reading = read_scene(picture)
+    (reading,) = read_scenes(picture[None])
     assert carried_out(scene, edit, reading)
     assert sum(spoilt(scene, edit, reading)) == 1
-    assert not carried_out(scene, edit, read_scene(render(scene)))
+    assert not carried_out(scene, edit, read_scenes(render(scene)[None])[0])

@@ -9,7 +9,8 @@ from auditdm_jax.finetune import Encoder, batch_loss, fit, init_state, make_opti
 from auditdm_jax.models import lora
 from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
 from auditdm_jax.models.vlm import hidden_states, unembed
-from auditdm_jax.prompts import template_for
+from auditdm_jax.prompts import instruction_prompts, template_for
+from auditdm_jax.rollout import prompt_rows, question_logps
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
 QUESTIONS = [["what color is the circle?", "is there any ring?"], ["where is the star?", "how many objects are there?"]]
@@ -71,3 +72,23 @@ def test_long_texts_are_cut_to_the_compiled_shape(vlm):
     encode = Encoder(vlm, template_for(vlm), max_question_tokens=4, max_answer_tokens=1)
     batch = encode(IMAGES, QUESTIONS, ANSWERS)
     assert batch.answer_mask.sum() == 4 * 2  # one answer token and its end, for each question
+
+
+@pytest.mark.parametrize("learns", ["answers", "questions"])
+def test_remat_keeps_fewer_activations_of_the_vision_tower(vlm, learns):
+    """In bytes that a forward pass leaves for the gradient of the vision tower alone."""
+    batch = Encoder(vlm, template_for(vlm), 9, 3)(IMAGES, QUESTIONS, ANSWERS)
+    prompt = prompt_rows(instruction_prompts(vlm, ["ask"]), jnp.zeros(len(IMAGES), jnp.int32))
+    ids = jnp.ones((len(IMAGES), 2, 5), jnp.int32)
+
+    def learned(vision, remat):
+        params = vlm.params | {"vision": vision}
+        if learns == "answers":
+            return batch_loss(params, vlm.config, batch, remat)
+        return question_logps(params, vlm.config, prompt, IMAGES, ids, ids > 0, temperature=1.0, remat=remat)
+
+    def kept(remat):
+        left = jax.eval_shape(lambda vision: jax.vjp(lambda v: learned(v, remat), vision)[1], vlm.params["vision"])
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(left))
+
+    assert kept(True) < 0.8 * kept(False)

@@ -11,7 +11,8 @@ import pytest
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import training
-from auditdm_jax.config import GRPO, Models, TrainConfig
+from auditdm_jax.config import Models, TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.joint import make_joint_step
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.step import make_step

@@ -106,3 +106,9 @@ def test_the_verifier_judges_where_no_oracle_can(question, target, reference, ve
     assert (row.outcome, row.verified, row.answerable) == (outcome, verified, outcome != "unparsable")
     if outcome == "claimed":
         assert (row.skill, row.condition, row.oracle_answer) == ("how many", "number", "")
+
+
+def test_a_spoiled_image_is_an_outcome_of_its_own():
+    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", spoiled="drifted")
+    row = examine(asked, Answers("blue", ("red",), "red"), 1.0)
+    assert (row.outcome, row.claimed, row.verified, row.answerable) == ("spoiled", False, False, False)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditdm_jax.scenes.dataset import scenes_of
-from auditdm_jax.scenes.parser import cells_of, images_of, pictures, read_scene, read_scenes, things
+from auditdm_jax.scenes.parser import cells_of, images_of, pictures, read_scenes, things
 from auditdm_jax.scenes.render import render
 from auditdm_jax.scenes.world import SPLITS, WEATHERS, sample_scene
 
@@ -17,7 +17,7 @@ from auditdm_jax.scenes.world import SPLITS, WEATHERS, sample_scene
 @given(st.integers(0, 10**6), st.sampled_from(SPLITS))
 def test_clean_pictures_are_read_exactly(seed, split):
     scene = sample_scene(split, seed)
-    reading = read_scene(render(scene))
+    (reading,) = read_scenes(render(scene)[None])
     assert reading.scene == scene
     assert not reading.distances.any()
     assert reading.readable().all()

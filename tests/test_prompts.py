@@ -50,15 +50,14 @@ def test_expanded_text_gives_the_processors_tokens(vlm):
         assert (ours == vlm.config.image_token_id).sum() == vlm.config.num_image_tokens
 
 
-@pytest.mark.parametrize(("before", "after"), [("", ""), ("how many ", " yes no ?")])
-def test_filled_template_gives_the_processors_tokens(vlm, before, after):
-    template = template_for(vlm, before, after)
+def test_filled_template_gives_the_processors_tokens(vlm):
+    template = template_for(vlm)
     questions = [token_ids(vlm.tokenizer, question) for question in QUESTIONS]
     width = max(map(len, questions)) + 2
     ids = np.stack([np.pad(q, (0, width - len(q)), constant_values=59) for q in questions])
     mask = np.stack([np.arange(width) < len(q) for q in questions])
     prompt = fill(template, jnp.asarray(ids), jnp.asarray(mask), vlm.config.pad_token_id)
-    for i, theirs in enumerate(processed(vlm, [f"{before}{q}{after}" for q in QUESTIONS])):
+    for i, theirs in enumerate(processed(vlm, QUESTIONS)):
         np.testing.assert_array_equal(prompt.input_ids[i, : len(theirs)], theirs)
         assert (prompt.input_ids[i, len(theirs) :] == vlm.config.pad_token_id).all()
         np.testing.assert_array_equal(prompt.attention_mask[i], np.arange(prompt.input_ids.shape[1]) < len(theirs))

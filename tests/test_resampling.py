@@ -12,7 +12,8 @@ from tiny_zoo import save_tiny_zoo
 from auditdm_jax import step as step_module
 from auditdm_jax import training
 from auditdm_jax.collect import Batch
-from auditdm_jax.config import GRPO, Models, TrainConfig
+from auditdm_jax.config import Models, TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.sampling import Completions, Prompt
 from auditdm_jax.step import make_step, refill, resampling_step, update
 

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from auditdm_jax.config import AuditConfig, Models, Reward, TrainConfig
+from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
+from auditdm_jax.reward import Reward
 from auditdm_jax.runs import audit_settings, trained_auditor, training_settings
 
 CHANGED = TrainConfig(

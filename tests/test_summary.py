@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from auditdm_jax.outcomes import OUTCOMES, Examined
+from auditdm_jax.outcomes import OUTCOMES, Answers, Asked, Examined, examine
 from auditdm_jax.summary import report_lines, success, summarize
 
 
@@ -79,3 +79,30 @@ def test_names_cannot_command_the_terminal():
     printed = described(summarize(rows("claimed", 10, hostile, hostile, verified=True), rows("agreed", 1)))
     assert not {"\x1b", "\u202e", "\r"} & set(printed)
     assert max(map(len, printed.splitlines())) < 110
+
+
+def edited(outcome: str, original_target: str = "red", original_consensus: str = "red", consensus: str = "red"):
+    """An edited image with an old question of which the references say `consensus`."""
+    said = {"agreed": consensus, "claimed": "blue", "target_unanswered": "unclear"}[outcome]
+    asked = Asked("1", "what color is the star?", channel="edit", written="make the ring blue", old=True)
+    row = examine(asked, Answers(said, (consensus,), consensus), 1.0)
+    assert row.outcome == outcome
+    return row._replace(original_consensus=original_consensus, original_target_answer=original_target)
+
+
+def test_sensitivity_counts_edits_that_leave_the_answer_as_it_was():
+    rows = [
+        edited("agreed"),
+        edited("claimed"),
+        edited("target_unanswered"),
+        edited("claimed", original_target="blue"),  # it was wrong before the edit
+        edited("claimed", original_consensus="green"),  # the edit concerned the question
+        edited("claimed", original_consensus=""),  # nobody knows what was true of the original
+    ]
+    assert [row.comparable for row in rows] == [True] * 3 + [False] * 3
+    assert [row.flipped for row in rows] == [False, True, True, False, False, False]
+    summary = summarize(rows, rows[:4])
+    assert (summary["sensitivity"]["count"], summary["sensitivity"]["n"]) == (2, 3)
+    assert summary["sensitivity"]["prompt_only"]["n"] == 3
+    assert summary["channels"]["edit"]["images"] == 6
+    assert list(summary["channels"]) == ["edit"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,13 +10,14 @@ from hypothesis import strategies as st
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import training
-from auditdm_jax.audit import make_topic_ask
-from auditdm_jax.config import GRPO, Models, Reward, TrainConfig
+from auditdm_jax.config import Models, TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts, texts_of
+from auditdm_jax.reward import Reward
 from auditdm_jax.sampling import Completions
 from auditdm_jax.step import make_step
-from auditdm_jax.topics import DECAY, Topics, counted, topic_weights, topics_of, whole_questions
+from auditdm_jax.topics import DECAY, TOPICS, Topics, counted, read_weights, topic_weights, topics_of, whole_questions
 
 BEGINNINGS = ("how many", "is there any", "where")
 
@@ -106,9 +106,32 @@ def test_groups_of_a_step_go_on_from_a_topic(config, players, max_resamples):
     assert float(metrics["sampling/drift_max"]) < 1e-4
 
 
-def test_an_audit_draws_the_topics_it_is_told(config, players):
-    images = np.asarray(next(training.open_source(config, 64, "train"))["image"])
-    weights = {"": 0.0, "how many": 0.0, "is there any": 1.0, "where": 0.0}
-    asking = make_topic_ask(players.auditor, config, 1.0, weights)(images, jax.random.key(0))
-    assert all(asked.question.startswith("is there any") for asked in asking.asked)
-    np.testing.assert_array_equal(asking.images, images)
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"": 0.75, "how many": 0.25}',  # one is missing
+        '{"": 0.7, "how many": 0.1, "where": 0.1, "who": 0.1}',
+        '{"": 0.7, "how many": -0.1, "where": 0.4}',
+        '{"": 0.7, "how many": NaN, "where": 0.3}',
+        '{"": 0.7, "how many": "0.1", "where": 0.2}',
+        '{"": 0, "how many": 0, "where": 0}',
+        "[0.7, 0.1, 0.2]",
+        '{"": 0.7',
+    ],
+)
+def test_chances_that_were_edited_are_one_line(tmp_path, written):
+    (tmp_path / TOPICS).write_text(written)
+    with pytest.raises(UserError, match=r"topics.json does not give each topic .*; train.py --resume"):
+        read_weights(tmp_path, ("how many", "where"))
+
+
+def test_a_finished_run_that_is_resumed_writes_its_chances_anew(config, tmp_path):
+    config = dataclasses.replace(config, name="r", out=str(tmp_path), steps=1)
+    run = training.train(config)
+    kept = read_weights(run, BEGINNINGS)
+    assert sum(kept.values()) == pytest.approx(1)
+    (run / TOPICS).unlink()
+    with pytest.raises(UserError, match=r"topics.json is missing; train.py --resume"):
+        read_weights(run, BEGINNINGS)
+    training.train(dataclasses.replace(config, resume=True))
+    assert read_weights(run, BEGINNINGS) == kept

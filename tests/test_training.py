@@ -14,7 +14,8 @@ from tiny_zoo import save_tiny_zoo, tiny
 
 from auditdm_jax import training
 from auditdm_jax.answers import text_answer_id
-from auditdm_jax.config import GRPO, Models, TrainConfig
+from auditdm_jax.config import Models, TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.log import Log

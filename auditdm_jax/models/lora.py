@@ -1,8 +1,7 @@
 """[jit] Low-rank adapters (Hu et al., "LoRA", 2021) of the decoder as a second, small pytree.
 
-An adapted map computes `x @ kernel + (x @ a) @ b`. The usual factor alpha / rank is folded into the initial
-`a`, so adapters need no settings beside their arrays. Adapters keep float32 over bfloat16 kernels, for the
-optimizer's sake.
+An adapted map computes `x @ kernel + (x @ a) @ b`. The usual factor alpha / rank is 1, so adapters need no
+settings beside their arrays. They keep float32 over bfloat16 kernels, for the optimizer's sake.
 """
 
 import jax
@@ -15,25 +14,18 @@ from auditdm_jax.models.layers import Params
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def init(
-    key: Array, params: Params, rank: int, targets: tuple[str, ...] = TARGETS, *, alpha: float | None = None
-) -> Params:
-    """Adapters for the named maps of every decoder layer: `{target: {"lora_a": ..., "lora_b": ...}}`.
+def init(key: Array, params: Params, rank: int) -> Params:
+    """Adapters for all maps of every decoder layer: `{target: {"lora_a": ..., "lora_b": ...}}`.
 
     lora_a is float32 `[L, in, rank]`, normal; lora_b is `[L, rank, out]`, zero, so that the adapted model
-    starts as the base. alpha: the update is scaled by alpha / rank; by default alpha = rank.
-    Raises UserError for an unknown target or a rank below 1.
+    starts as the base. Raises UserError for a rank below 1.
     """
-    unknown = set(targets) - set(TARGETS)
-    if unknown or not targets:
-        raise UserError(f"no LoRA target {', '.join(sorted(unknown)) or 'given'}; choose from {', '.join(TARGETS)}")
     if rank < 1:
         raise UserError(f"LoRA rank {rank} is too small; choose 1 or more")
-    scale = 1.0 if alpha is None else alpha / rank
     adapters = {}
-    for target, target_key in zip(targets, jax.random.split(key, len(targets)), strict=True):
+    for target, target_key in zip(TARGETS, jax.random.split(key, len(TARGETS)), strict=True):
         depth, fan_in, fan_out = params["text"]["layers"][target]["kernel"].shape
-        a = jax.random.normal(target_key, (depth, fan_in, rank)) * (scale * fan_in**-0.5)
+        a = jax.random.normal(target_key, (depth, fan_in, rank)) * fan_in**-0.5
         adapters[target] = {"lora_a": a, "lora_b": jnp.zeros((depth, rank, fan_out))}
     return adapters
 

@@ -68,10 +68,10 @@ class VLM:
         return self.processor.tokenizer
 
     @classmethod
-    def from_config(cls, hf_config: Any, processor: Any, key: Array, dtype: Any = jnp.float32) -> "VLM":
+    def from_config(cls, hf_config: Any, processor: Any, key: Array) -> "VLM":
         """A new model with random weights for a transformers `PaliGemmaConfig` or `Gemma3Config`."""
         config = config_from_hf(hf_config, processor)
-        params = jax.jit(init_params, static_argnums=(1, 2))(key, config, dtype)
+        params = jax.jit(init_params, static_argnums=1)(key, config)
         return cls(params, config, processor, hf_config)
 
     @classmethod

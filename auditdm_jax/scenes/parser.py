@@ -84,11 +84,6 @@ def scenes_in(images: np.ndarray) -> list[Scene | None]:
     return [reading.scene if known(reading) else None for reading in read_scenes(images)]
 
 
-def read_scene(image: np.ndarray) -> Reading:
-    """uint8 [64, 64, 3] -> the scene it shows."""
-    return read_scenes(image[None])[0]
-
-
 def read_scenes(images: np.ndarray) -> list[Reading]:
     """uint8 [B, 64, 64, 3] -> the scene each shows: first its weather, then its cells among those of that weather."""
     assert images.shape[1:] == (SIZE, SIZE, 3), images.shape
