@@ -40,7 +40,10 @@ class RenderSettings:
     """Keeps on the GPU only the part of the pipeline that is at work: slower, in much less of its memory."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "steps", "micro_batch_size")
+        for name in ("steps", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; give 1 or more")
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,12 @@ def resampling_step(
     trained, frozen = state.trained, state.frozen
     key = jax.random.fold_in(trained.key, trained.step)
     batch, memory, asked, record = ask_once(trained, frozen, images, key)
-    metrics = [asked]
+    # All of it bound to the device, as `refill` returns it: else what is refilled would be compiled for once more.
+    batch, metrics = jax.device_put(batch, trained.step.sharding), [asked]
     while draw is not None and len(metrics) <= settings.grpo.max_resamples and not batch.signal.all():
         key = jax.random.fold_in(key, 2**31 + len(metrics))  # apart from the draws within a batch
         other, memory, asked, _ = ask_once(replace(trained, **memory), frozen, draw(), key)
-        batch = refill(batch, other)
+        batch = refill(batch, jax.device_put(other, trained.step.sharding))
         metrics.append(asked)
     batch = batch._replace(rewards=jnp.where(batch.signal[:, None], batch.rewards, jnp.nan))
     trained, updated = update(trained, frozen, cast.auditor.config, batch, settings)

@@ -24,7 +24,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontex
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 from auditdm_jax import channels, collect, step, training
-from auditdm_jax.config import GRPO, Probing, RenderSettings, TrainConfig
+from auditdm_jax.config import Probing, RenderSettings, TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.counterfactuals import Renderer
 from auditdm_jax.scenes.zoo_paths import ZOO
 

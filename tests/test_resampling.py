@@ -124,9 +124,11 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_any_number_of_batches_is_compiled_once(parts, compilations):
+@pytest.mark.parametrize("translate", [None, lambda text, reader, writer: text])
+def test_any_number_of_batches_is_compiled_once(parts, compilations, translate):
+    """With a translation, what asks is compiled in parts, and the rest is still compiled once."""
     cast, settings, _, _, images = parts
-    ask_once, counts = make_step(cast, settings).keywords["ask_once"], []
+    ask_once, counts = make_step(cast, settings, translate).keywords["ask_once"], []
     update.clear_cache()
     refill.clear_cache()
     state = state_of(parts)
@@ -140,4 +142,5 @@ def test_any_number_of_batches_is_compiled_once(parts, compilations):
         state, metrics, _ = resampling_step(state, images, lambda: images, ask_once=ask, cast=cast, settings=settings)
         counts.append(metrics["sampling/batches"])
     assert counts == [3, 1, 2]
-    assert [compilations[f"jit({name})"] for name in ("collect", "refill", "update")] == [1, 1, 1]
+    assert [compilations[f"jit({name})"] for name in ("ask", "collect")] == ([0, 1] if translate is None else [1, 0])
+    assert [compilations[f"jit({name})"] for name in ("refill", "update")] == [1, 1]

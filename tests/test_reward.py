@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditdm_jax.collect import diversified
-from auditdm_jax.config import Reward
 from auditdm_jax.reward import (
+    Reward,
     consensus,
     disagreement,
     likelihood_gap,
