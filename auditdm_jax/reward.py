@@ -29,7 +29,7 @@ class Reward:
     disagreement: Literal["binary", "share", "likelihood"] = "binary"
     """1 or 0; the share of the references that are contradicted with one voice; or by how much likelier the consensus
     is to them than to the target (`reward.likelihood_reward`)."""
-    diversity: float = 60.0
+    diversity: float = 200.0
     """c in floor + (1 - floor) / (1 + c * frequency): how much less a kind often found earns; 0 = nothing."""
     novelty: Literal["answer", "ngrams", "cells"] = "answer"
     """Whose frequency that is: of the consensus answer among the failures, of the question's word sequences among the
@@ -38,9 +38,9 @@ class Reward:
     """Length of those sequences, in tokens."""
     scope: Literal["archive", "group"] = "archive"
     """Among what it is counted: all that the run found lately, or the questions of the same image."""
-    decay: float = 0.9
+    decay: float = 0.97
     """Share of the archive that a step keeps; at 0 the batch alone counts."""
-    floor: float = 0.0
+    floor: float = 0.8
     """Share of the reward that no frequency takes away when training ends; it rises from 0 in a line, so that coverage
     counts most at first. Nearer to 1, success counts more in the end."""
     topics: tuple[str, ...] = ()
