@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditdm_jax.collect import diversified
+from auditdm_jax.config import TrainConfig
 from auditdm_jax.reward import (
     Reward,
     consensus,
@@ -22,6 +23,7 @@ from auditdm_jax.reward import (
     share_reward,
 )
 from auditdm_jax.sampling import Completions
+from auditdm_jax.training import step_settings
 
 UNCLEAR, RED, BLUE, GREEN = 4_000_000_000, 1, 2, 3
 OUTCOMES = ("empty", "overlong", "abstained", "no_consensus", "target_unanswered", "agreed", "claimed")
@@ -243,7 +245,7 @@ def four_questions():
 
 @pytest.mark.parametrize("novelty", ["answer", "ngrams", "cells"])
 def test_a_failure_of_a_kind_often_found_earns_less(novelty):
-    reward = Reward(diversity=2.0, novelty=novelty, ngram=1)
+    reward = Reward(diversity=2.0, novelty=novelty, ngram=1, decay=0.9, floor=0.0)
     rewards, archive = diversified(*four_questions(), jnp.zeros(4096), reward, jnp.float32(reward.floor))
     # After one batch the archive holds a tenth of each part's share.
     shares = {
@@ -272,3 +274,9 @@ def test_within_a_group_other_images_do_not_count():
     rewards, _ = diversified(*both, archive, Reward(diversity=2.0, decay=0.0), jnp.float32(0))
     often, once = 1 / (1 + 2 * 4 / 6), 1 / (1 + 2 * 2 / 6)
     np.testing.assert_allclose(rewards, [[often, often, once, 0], [0, once, often, often]], rtol=1e-6)
+
+
+def test_the_floor_rises_in_a_line_to_the_end_of_the_run():
+    config = TrainConfig(steps=200, reward=Reward(floor=0.8))
+    floors = [float(step_settings(config).floor(jnp.int32(step))) for step in (0, 50, 200, 300)]
+    np.testing.assert_allclose(floors, [0.0, 0.2, 0.8, 0.8], rtol=1e-6)

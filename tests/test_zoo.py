@@ -9,10 +9,11 @@ import pytest
 from tiny_zoo import SMALL
 
 from auditdm_jax.scenes.captions import parse_caption
+from auditdm_jax.scenes.dataset import question_stream
 from auditdm_jax.scenes.edits import parse as parse_command
-from auditdm_jax.scenes.language import parse
+from auditdm_jax.scenes.language import UNCLEAR, parse
 from auditdm_jax.scenes.members import MEMBERS, Member, new_model
-from auditdm_jax.scenes.zoo import auditor_lesson, batches
+from auditdm_jax.scenes.zoo import auditor_lesson, batches, doubting
 
 LESSONS = dict(steps=8, unanswerable=0.2, images=2, questions=4, description=0.2)
 ANSWERS = Member("a", "paligemma", seed=1, **SMALL | LESSONS)
@@ -47,6 +48,20 @@ def test_the_auditor_answers_and_writes_in_turn_and_then_only_writes():
         "answer", "question", "command", "answer", "question", "caption", "answer",
         "caption", "question", "command", "question", "caption",
     ]  # fmt: skip
+
+
+def test_doubts_come_behind_the_other_lessons_and_say_unclear():
+    """They go on with scenes not seen before; what has no answer, and no other, is to be doubted."""
+    member = replace(ANSWERS, doubts=40, images=4, description=0.0)
+    vlm = new_model(member)
+    first = next(doubting(vlm, member, 3))
+    asked = next(islice(question_stream(member.seed, member.steps + 3, 4, 4, "uniform", 0.5, 0.0, range(99)), 1))[1]
+    unclear = vlm.tokenizer(UNCLEAR)["input_ids"][-1]
+    said = np.where(first.answer_mask, first.ids, -1).reshape(16, -1)
+    doubted = (said == unclear).any(1)
+    np.testing.assert_array_equal(doubted, [q.answer == UNCLEAR for row in asked for q in row])
+    assert doubted.any()
+    assert not doubted.all()
 
 
 def test_no_two_members_share_a_seed():
