@@ -6,7 +6,8 @@ Where memory is shared, and where it is copied:
                copied   arrays on another device (a TPU, or a GPU beside a CPU-only torch): through the host
     to_jax     shared   tensors without gaps in memory, a transposed one included (it keeps its order of axes in memory)
                copied   strided or expanded tensors; 64-bit numbers, which become 32-bit as all of JAX's do; on a CPU,
-                        tensors that do not begin where JAX can read fast (64 bytes); tensors on a device JAX lacks
+                        tensors that do not begin where JAX can read fast (64 bytes), on a GPU those that do not begin
+                        where its kernels may read at all (16 bytes); tensors on a device JAX lacks
 
 Shared memory has two owners: it is freed when both have let go. JAX takes arrays for constant, so nothing may write
 into a shared tensor, and an array whose buffer was donated to a compiled function cannot be shared any more.
@@ -28,6 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jaxtyping import Array
+
+_GPU_ALIGNMENT = 16
+"""Bytes; compiled functions refuse a buffer that begins elsewhere."""
 
 
 def to_torch(array: Array) -> torch.Tensor:
@@ -57,6 +61,8 @@ def to_jax(tensor: torch.Tensor) -> Array:
         tensor = tensor.cpu()
     if not _without_gaps(tensor):
         tensor = tensor.contiguous()
+    if tensor.is_cuda and tensor.data_ptr() % _GPU_ALIGNMENT:
+        tensor = tensor.clone()
     return jnp.from_dlpack(tensor)
 
 

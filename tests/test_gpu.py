@@ -57,6 +57,7 @@ def test_there_and_back_is_the_same_memory(shape, dtype):
         ("every other", lambda t: t[:, :, ::2], False),
         ("part of each row", lambda t: t[..., :5], False),
         ("expanded", lambda t: t[:, :, :, :1].expand(2, 3, 4, 16), False),
+        ("a beginning between 16 bytes", lambda t: t.flatten()[1:], False),
     ],
 )
 def test_every_layout_arrives_with_its_numbers(name, view, shared):
