@@ -186,8 +186,8 @@ def learn(vlm: VLM, member: Member, work: Path, steps: int, rate: float, lessons
             print(f"{work.name} {step}/{steps} loss {loss:.3f} {headline(result)} {speed:.0f}/s", flush=True)
             checkpoints.save(step, state)
 
-    lessons = lessons_from(vlm, member, first)
-    vlm.params = fit(state, None, lessons, steps, config=vlm.config, optimizer=optimizer, on_step=on_step).trainable
+    taught = lessons_from(vlm, member, first)
+    vlm.params = fit(state, None, taught, steps, config=vlm.config, optimizer=optimizer, on_step=on_step).trainable
 
 
 def headline(result: dict) -> str:
