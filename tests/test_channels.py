@@ -162,7 +162,7 @@ def test_what_did_not_end_is_not_rendered(parts, images):
     np.testing.assert_array_equal(np.asarray(probes.images)[edits], repeated[edits])
 
 
-def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, started, images):
+def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, started, images, probes):
     config, players, cast, prober = parts
     settings, state = started
 
@@ -173,9 +173,7 @@ def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, starte
         )  # fmt: skip
 
     batch, _, metrics, record = collect(prober.studio)
-    np.testing.assert_array_equal(batch.questions.ids, prober(
-        players.auditor.params, players.auditor.params, images, jax.random.key(0), GENERATIONS
-    ).written.ids)  # fmt: skip
+    np.testing.assert_array_equal(batch.questions.ids, probes.written.ids)
     words, _, _ = words_of(batch.questions, players.auditor.config)
     assert words.shape[-1] == config.probing.max_caption_tokens
     assert record["question_ids"].shape == (IMAGES, GENERATIONS, config.max_question_tokens)
@@ -219,13 +217,12 @@ def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, st
     unasked = batch._replace(new=batch.new._replace(questions=nothing))
     np.testing.assert_allclose(gradient_norm(unasked), gradient_norm(batch._replace(new=None)), rtol=1e-4)
     assert abs(gradient_norm(batch) / gradient_norm(unasked) - 1) > 0.05
-    asked = batch.new.questions
+    asked, config = batch.new.questions, players.auditor.config
+    logps_of = jax.jit(lambda params, *given: question_logps(params, config, *given, temperature=1.0))
     for generation in range(GENERATIONS):
         of_one = jax.tree.map(lambda x, g=generation: x[:, g], (batch.new.prompt, batch.new.images))
-        logps = question_logps(
-            players.auditor.params, players.auditor.config, *of_one,
-            asked.ids[:, generation, None], asked.mask[:, generation, None], temperature=1.0,
-        )  # fmt: skip
+        questions = asked.ids[:, generation, None], asked.mask[:, generation, None]
+        logps = logps_of(players.auditor.params, *of_one, *questions)
         shown = np.asarray(asked.mask[:, generation])
         sampled = np.where(shown, np.asarray(asked.logps[:, generation]), 0)
         np.testing.assert_allclose(np.where(shown, np.asarray(logps[:, 0]), 0), sampled, atol=2e-4)

@@ -27,6 +27,13 @@ def test_loss_equals_the_plain_one_on_whole_sequences(vlm):
     encode = Encoder(vlm, template_for(vlm), max_question_tokens=9, max_answer_tokens=3)
     loss = batch_loss(vlm.params, vlm.config, encode(IMAGES, QUESTIONS, ANSWERS))
     template = template_for(vlm)
+
+    @jax.jit
+    def logits_of(ids, features, types):
+        hidden = hidden_states(vlm.params, vlm.config, ids, features, jnp.ones_like(ids), types)
+        # Image placeholders can never be sampled, so they take no probability.
+        return unembed(vlm.params, vlm.config, hidden).at[..., list(vlm.config.forbidden_token_ids)].set(-1e30)
+
     total, count = 0.0, 0
     for image, questions, answers in zip(IMAGES, QUESTIONS, ANSWERS, strict=True):
         features = encode_images(vlm.params, vlm.config, preprocess_on_device(vlm.config, image[None]))
@@ -35,10 +42,7 @@ def test_loss_equals_the_plain_one_on_whole_sequences(vlm):
             prompt = [*template.prefix_ids, *asked, *template.suffix_ids]
             ids = np.array([[*prompt, *said, vlm.config.eos_token_ids[-1]]])
             types = np.array([[0] * len(prompt) + [1] * (len(said) + 1)])
-            hidden = hidden_states(vlm.params, vlm.config, ids, features, np.ones_like(ids), types)
-            # Image placeholders can never be sampled, so they take no probability.
-            logits = unembed(vlm.params, vlm.config, hidden).at[..., list(vlm.config.forbidden_token_ids)].set(-1e30)
-            logps = jax.nn.log_softmax(logits[0, :-1])
+            logps = jax.nn.log_softmax(logits_of(ids, features, types)[0, :-1])
             total -= sum(float(logps[t - 1, ids[0, t]]) for t in range(len(prompt), ids.shape[1]))
             count += len(said) + 1
     assert float(loss) == pytest.approx(total / count, rel=1e-4)
@@ -59,7 +63,8 @@ def test_learns_four_answers_and_leaves_the_base_alone(vlm):
         np.testing.assert_array_equal(before, after)
 
 
-def test_stops_on_a_loss_that_is_not_finite(vlm):
+def test_stops_on_a_loss_that_is_not_finite():
+    vlm = tiny("x", "paligemma", seed=3)
     encode = Encoder(vlm, template_for(vlm), max_question_tokens=9, max_answer_tokens=3)
     optimizer = make_optimizer("muon", 1e-2, 5)
     broken = jax.tree.map(lambda x: x * jnp.nan, vlm.params)

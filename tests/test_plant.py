@@ -83,11 +83,11 @@ def test_a_planting_takes_and_is_found_by_an_audit(tmp_path):
     from auditdm_jax.config import AuditConfig
 
     folder = tmp_path / "planted"
-    key = plant(PlantConfig(skills="counting,clock", seed=7, out=str(folder)))
+    key = plant(PlantConfig(skills="counting,clock", seed=7, out=str(folder), test_questions=1000))
     assert read_json(folder / KEY)["gaps"] == key["gaps"]
     assert all(abs(gap["rate"] - 0.8) <= 0.1 and gap["healthy_rate"] < 0.1 for gap in key["gaps"])
     assert VLM.load(folder).config.family == "paligemma"
-    audit(AuditConfig(out=str(tmp_path), questions=1000, target=str(folder)))
+    audit(AuditConfig(out=str(tmp_path), questions=500, target=str(folder)))
     result = score_run(ScoreConfig(folder, tmp_path / "default"))
     assert "counting" in result["found"]
     assert not result["false_discoveries"]
