@@ -11,6 +11,7 @@ from auditdm_jax.checkpoint import flat
 from auditdm_jax.config import AuditConfig, TrainConfig
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
+from auditdm_jax.reward import Reward
 from auditdm_jax.sweep import fits, folder_name, read_sweep, settings_of
 
 GOOD = """
@@ -146,7 +147,8 @@ def test_a_fault_of_all_cells_is_told_once(tmp_path):
 def test_the_same_cell_twice(tmp_path):
     (line,) = lines_of(tmp_path, "seeds = [0]\n[grid]\nlora-rank = [0, 2, 0]")
     assert line == "lora-rank=0: 'lora-rank=0' has the same settings or name; leave one out"
-    variants = '[[variant]]\nlabel = "a"\n[[variant]]\nlabel = "b"\nreward.diversity = 60.0\n'
+    variants = '[[variant]]\nlabel = "a"\n[[variant]]\nlabel = "b"\n'
+    variants += f"reward.diversity = {Reward().diversity}\n"
     (line,) = lines_of(tmp_path, "seeds = [0]\n" + variants)
     assert line.startswith("b: 'a' has the same settings")
 
