@@ -18,6 +18,7 @@ import tyro
 
 from auditdm_jax import channels, collect, step, training
 from auditdm_jax.config import CHANNELS, Probing, TrainConfig
+from auditdm_jax.state import AuditState
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,31 @@ def timed(spent: Counter[str], name: str, function: Callable) -> Callable:
     return call
 
 
-def main(config: Config) -> None:
-    run = TrainConfig(probing=Probing(channels=CHANNELS))
+def prepared(
+    run: TrainConfig, studio: channels.Studio, spent: Counter[str]
+) -> tuple[Callable, AuditState, training.Source]:
+    """A run's step, its first state, and its images; the time of the models and the renderer is counted in `spent`."""
     players = training.load_players(run)
+    studio.check_size(training.input_size(players))
     settings = training.step_settings(run)
     cast = training.cast_of(players, channels.instructions_of(run))
-    studio = channels.Studio.load(run.probing)
     prober = channels.Prober.of_run(run, players.auditor, cast.auditor.prompts, run.grpo.temperature, studio)
-    spent: Counter[str] = Counter()
     channels.ask = timed(spent, "models", channels.ask)
     collect._rewarded_compiled = timed(spent, "models", collect._rewarded_compiled)
     step.update = timed(spent, "models", step.update)
-    studio.editor.edit = timed(spent, "renderer", studio.editor.edit)
-    studio.generator.generate = timed(spent, "renderer", studio.generator.generate)
-    one_step = step.make_step(cast, settings, prober=prober)
+    if studio.editor:
+        studio.editor.edit = timed(spent, "renderer", studio.editor.edit)
+    if studio.generator:
+        studio.generator.generate = timed(spent, "renderer", studio.generator.generate)
     state = training.initial_state(run, players, settings.optimizer)
     source = training.open_source(run, training.input_size(players), "train")
+    return step.make_step(cast, settings, prober=prober), state, source
+
+
+def main(config: Config) -> None:
+    run = TrainConfig(probing=Probing(channels=CHANNELS))
+    spent: Counter[str] = Counter()
+    one_step, state, source = prepared(run, channels.Studio.load(run.probing), spent)
     for _ in range(config.warmup):
         state, _, _ = one_step(state, next(source)["image"])
     spent.clear()

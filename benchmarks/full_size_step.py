@@ -19,11 +19,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when JAX
 import jax
 import torch
 import tyro
-from counterfactual_step import timed
+from counterfactual_step import prepared
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
-from auditdm_jax import channels, collect, step, training
+from auditdm_jax import channels
 from auditdm_jax.config import Probing, RenderSettings, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.counterfactuals import Renderer
@@ -128,20 +128,8 @@ def main(config: Config) -> None:
     )
     editor = Renderer(pipeline, run.probing.render, device)
     editor.progress = False
-    studio = channels.Studio(editor, None)
-    players = training.load_players(run)
-    studio.check_size(training.input_size(players))
-    settings = training.step_settings(run)
-    cast = training.cast_of(players, channels.instructions_of(run))
-    prober = channels.Prober.of_run(run, players.auditor, cast.auditor.prompts, run.grpo.temperature, studio)
     spent: Counter[str] = Counter()
-    channels.ask = timed(spent, "models", channels.ask)
-    collect._rewarded_compiled = timed(spent, "models", collect._rewarded_compiled)
-    step.update = timed(spent, "models", step.update)
-    editor.edit = timed(spent, "renderer", editor.edit)
-    one_step = step.make_step(cast, settings, prober=prober)
-    state = training.initial_state(run, players, settings.optimizer)
-    source = training.open_source(run, training.input_size(players), "train")
+    one_step, state, source = prepared(run, channels.Studio(editor, None), spent)
     for _ in range(config.warmup):
         state, _, _ = one_step(state, next(source)["image"])
 

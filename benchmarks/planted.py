@@ -197,10 +197,11 @@ def interval(values: Sequence[float]) -> str:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """By method; the last column is of recall, the trained auditor's less the method's, on the same targets."""
-    head = ("method", "runs", "recall", "precision", "verified", "null: weaknesses", "trained ahead, recall")
+    """By method; the last columns are the trained auditor's less the method's, on the same targets."""
+    head = ("method", "runs", "recall", "precision", "verified", "null: weaknesses")
+    head += ("trained ahead, recall", "trained ahead, verified")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    best = {(row["planting"], row["seed"]): row["recall"] for row in rows if row["method"] == "trained"}
+    best = {(row["planting"], row["seed"]): row for row in rows if row["method"] == "trained"}
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         real, null = ([row for row in mine if (row["planting"] == "none") == none] for none in (False, True))
@@ -208,8 +209,9 @@ def table(rows: Sequence[dict]) -> str:
         cells.append(interval([row["verified"] for row in real]))
         failed = sum(bool(row["weaknesses"]) for row in null)
         cells.append("{}/{} [{:.2f}, {:.2f}]".format(failed, len(null), *wilson(failed, len(null))))
-        pairs = [(best.get((row["planting"], row["seed"])), row["recall"]) for row in real]
-        cells.append(interval([a - b for a, b in pairs if a is not None]))
+        pairs = [(best.get((row["planting"], row["seed"])), row) for row in real]
+        for name in ("recall", "verified"):
+            cells.append(interval([ours[name] - row[name] for ours, row in pairs if ours is not None]))
         lines.append("| " + " | ".join([method, str(len(mine)), *cells]) + " |")
     return "\n".join(lines)
 
