@@ -7,8 +7,11 @@ Two arms of the same number of steps and examples start from the same target:
 Ordinary questions are those of the auditor before training. Every label, in both arms, is the consensus of the
 references; questions without one are left out. Failures alone would teach the reverse of the target's bias: asked
 again of other images, whatever the target says there, they carry no such selection.
+
+In both arms lessons are drawn evenly over their answers, as far as the images allow.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,9 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 from auditdm_jax import discoveries
+from auditdm_jax.answers import normalize
 from auditdm_jax.config import RectifyConfig, TrainConfig
 from auditdm_jax.data import open_images, reasons
 from auditdm_jax.errors import UserError, one_line
@@ -82,14 +87,32 @@ class Ensemble:
         return lessons
 
 
-def again(discovered: Sequence[str], images: int, per_image: int, seed: int) -> list[list[str]]:
-    """Discovered questions drawn at random for each of `images` other images."""
+def rarity(lessons: Sequence[Lesson]) -> Float[np.ndarray, "N"]:
+    """Chances, over all lessons, that make every answer as likely as any other."""
+    answers = [normalize(lesson.answer) for lesson in lessons]
+    counts = Counter(answers)
+    return np.array([1 / (counts[answer] * len(counts)) for answer in answers])
+
+
+def again(discovered: Sequence[Lesson], images: int, per_image: int, seed: int) -> list[list[str]]:
+    """Discovered questions for each of `images` other images, drawn evenly over the answers they had."""
     rng = np.random.default_rng(seed)
-    return [[discovered[i] for i in rng.integers(len(discovered), size=per_image)] for _ in range(images)]
+    drawn = rng.choice(len(discovered), size=(images, per_image), p=rarity(discovered))
+    return [[discovered[i].question for i in row] for row in drawn]
+
+
+def per_image(lessons: Lessons) -> list[Float[np.ndarray, "K"]]:
+    """Of each image's lessons the chances, by `rarity` among all."""
+    rare = rarity([lesson for row in lessons for lesson in row])
+    parts = np.split(rare, np.cumsum([len(row) for row in lessons])[:-1])
+    return [part / part.sum() if len(part) else part for part in parts]
 
 
 def batches(images: np.ndarray, kinds: Sequence[Lessons], encode: Encoder, config: RectifyConfig) -> Iterator[Batch]:
-    """Endless batches with equal parts from each kind of lessons.
+    """Endless batches with equal parts from each kind of lessons; of an image those with a rare answer are preferred.
+
+    An auditor asks most of what surely succeeds, and the target learns a skill only from many lessons: drawn as they
+    come, the less frequent would be taught too seldom.
 
     images: uint8 [N, H, W, 3]. An image takes part if it has a lesson of every kind.
     Raises UserError where too few do.
@@ -102,12 +125,18 @@ def batches(images: np.ndarray, kinds: Sequence[Lessons], encode: Encoder, confi
             f"{config.images_per_step}; raise --pool or lower --images-per-step"
         )
     share = config.questions_per_image // len(kinds)
+    chances = [per_image(lessons) for lessons in kinds]
     size = config.images_per_step
     while True:
         order = rng.permutation(usable)
         for rows in order[: len(order) // size * size].reshape(-1, size):
             drawn = [
-                [lessons[i][k] for lessons in kinds for k in rng.integers(len(lessons[i]), size=share)] for i in rows
+                [
+                    lessons[i][k]
+                    for lessons, chance in zip(kinds, chances, strict=True)
+                    for k in rng.choice(len(lessons[i]), size=share, p=chance[i])
+                ]
+                for i in rows
             ]
             texts = [[[getattr(lesson, part) for lesson in row] for row in drawn] for part in Lesson._fields]
             yield encode(images[rows], *texts)
@@ -188,7 +217,7 @@ def rectify(config: RectifyConfig) -> dict:
     ask = partial(ask_many, instruction=trained.instruction, max_new_tokens=trained.max_question_tokens)
     ordinary = ensemble.teach(images, ask(base, images, config.seed, num_generations=config.questions_per_image))
     fresh = ask(auditor, images, config.seed + 1, num_generations=half)
-    repeated = again([row.question for row in found.rows], len(images), half, config.seed)
+    repeated = again([Lesson(row.question, row.consensus) for row in found.rows], len(images), half, config.seed)
     audited = ensemble.teach(images, [a + b for a, b in zip(fresh, repeated, strict=True)])
     for lessons, row in zip(audited[others:], found.rows, strict=False):
         lessons.append(Lesson(row.question, row.consensus))

@@ -56,10 +56,31 @@ def test_too_few_agreed_questions_is_one_line():
 
 
 def test_discovered_questions_are_asked_of_every_image():
-    asked = rectify.again(["a?", "b?", "c?"], images=50, per_image=3, seed=1)
+    found = [Lesson("a?", "red"), Lesson("b?", "blue"), Lesson("c?", "2")]
+    asked = rectify.again(found, images=50, per_image=3, seed=1)
     assert {len(row) for row in asked} == {3}
     assert {question for row in asked for question in row} == {"a?", "b?", "c?"}
-    assert asked == rectify.again(["a?", "b?", "c?"], images=50, per_image=3, seed=1)
+    assert asked == rectify.again(found, images=50, per_image=3, seed=1)
+
+
+def test_questions_are_asked_again_and_lessons_drawn_evenly_over_the_answers():
+    found = [Lesson("a?", "red"), Lesson("a?", "Red."), Lesson("a?", "red"), Lesson("b?", "blue")]
+    np.testing.assert_allclose(rectify.rarity(found), [1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    (row,) = rectify.again(found, images=1, per_image=2000, seed=0)
+    assert row.count("b?") / 2000 == pytest.approx(0.5, abs=0.04)
+    # Of the first image's two lessons the one of the rare answer is three times as likely; the others have no choice.
+    chances = rectify.per_image([[found[0], found[3]], [], [found[1]], [found[2]]])
+    assert [chance.tolist() for chance in chances] == [pytest.approx([0.25, 0.75]), [], [1.0], [1.0]]
+
+
+def test_batches_follow_these_chances():
+    vlm = tiny("x", "paligemma", seed=0)
+    lessons = [[Lesson("q?", "no"), Lesson("q?", "red")]] + [[Lesson("q?", "no")]] * 8
+    encode = Encoder(vlm, template_for(vlm), 6, 1)
+    config = replace(CONFIG, images_per_step=9, questions_per_image=400, pool=9)
+    batch = next(rectify.batches(np.zeros((9, 64, 64, 3), np.uint8), [lessons], encode, config))
+    said = vlm.tokenizer.batch_decode(np.asarray(batch.ids)[:, 0, :1])
+    assert said.count("red") / 400 == pytest.approx(0.9, abs=0.05)
 
 
 @pytest.mark.slow
