@@ -43,6 +43,8 @@ PLANTINGS = (
     "hallucination/absent", "localization/large object,action", "concept/red", "concept/star",
     "concept/blue,small_text", "shape/medium object,world_knowledge", "none",
 )  # fmt: skip
+TRIES = 3
+"""Seeds of a planting, before it is given up."""
 PLURALS = tuple(Ref(shape).words(plural=True) for shape in SHAPES)
 CLASSES = (COLORS, SHAPES, PLURALS, SIZES, MATERIALS, ATTRIBUTES)
 
@@ -57,7 +59,7 @@ class Config:
     methods: tuple[str, ...] = ("prompt-only", "random", "best-of-n", "evolution", "trained")
     queries: int = 2000
     """Questions to the target that are reported."""
-    search_queries: int = 115_200
+    search_queries: int = 12_800
     """Questions to the target before that; methods that do not search report them too."""
     strength: float = 0.8
     plant_steps: int = 400
@@ -94,6 +96,18 @@ class World:
         shared = [normalize(consensus_of(answers, 1.0)) for answers in said]
         targets = [normalize(text) if is_answer(text) else "" for text in self.target(images, questions)]
         return np.array([bool(a and b) and a != b for a, b in zip(shared, targets, strict=True)])
+
+
+def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None:
+    """The answer key of a target, which is planted if it is not there; None where no planting took."""
+    for attempt in range(TRIES):
+        if not (place / KEY).exists():
+            lessons = seed + 1000 * attempt
+            try:
+                plant(PlantConfig(planting, config.strength, lessons, str(place), steps=config.plant_steps))
+            except UserError as error:
+                print(f"{planting}, seed {lessons}: {error}")
+    return read_json(place / KEY) if (place / KEY).exists() else None
 
 
 def random_questions(images: np.ndarray, key: jax.Array) -> Asking:
@@ -231,13 +245,9 @@ def main() -> None:
                 continue
             folder = config.out / f"{zlib.crc32(planting.encode()):08x}-{seed}"
             place = folder / "target"
-            try:
-                if not (place / KEY).exists():
-                    plant(PlantConfig(planting, config.strength, seed, str(place), steps=config.plant_steps))
-            except UserError as error:  # counted nowhere: no audit can be measured by it
-                print(f"{planting}, seed {seed}: {error}")
-                continue
-            key, target = read_json(place / KEY), Answerer(load_model(str(place)), batch_size=BATCH)
+            if (key := key_of(config, planting, seed, place)) is None:
+                continue  # counted nowhere: no audit can be measured by it
+            target = Answerer(load_model(str(place)), batch_size=BATCH)
             world = World(config, seed, folder, target, references, ask_at)
             for method in config.methods:
                 if (planting, seed, method) not in done:
