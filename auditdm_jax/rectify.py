@@ -101,7 +101,7 @@ def again(discovered: Sequence[Lesson], images: int, per_image: int, seed: int) 
     return [[discovered[i].question for i in row] for row in drawn]
 
 
-def per_image(lessons: Lessons) -> list[Float[np.ndarray, "K"]]:
+def chances_of(lessons: Lessons) -> list[Float[np.ndarray, "K"]]:
     """Of each image's lessons the chances, by `rarity` among all."""
     rare = rarity([lesson for row in lessons for lesson in row])
     parts = np.split(rare, np.cumsum([len(row) for row in lessons])[:-1])
@@ -125,7 +125,7 @@ def batches(images: np.ndarray, kinds: Sequence[Lessons], encode: Encoder, confi
             f"{config.images_per_step}; raise --pool or lower --images-per-step"
         )
     share = config.questions_per_image // len(kinds)
-    chances = [per_image(lessons) for lessons in kinds]
+    chances = [chances_of(lessons) for lessons in kinds]
     size = config.images_per_step
     while True:
         order = rng.permutation(usable)

@@ -69,7 +69,7 @@ def test_questions_are_asked_again_and_lessons_drawn_evenly_over_the_answers():
     (row,) = rectify.again(found, images=1, per_image=2000, seed=0)
     assert row.count("b?") / 2000 == pytest.approx(0.5, abs=0.04)
     # Of the first image's two lessons the one of the rare answer is three times as likely; the others have no choice.
-    chances = rectify.per_image([[found[0], found[3]], [], [found[1]], [found[2]]])
+    chances = rectify.chances_of([[found[0], found[3]], [], [found[1]], [found[2]]])
     assert [chance.tolist() for chance in chances] == [pytest.approx([0.25, 0.75]), [], [1.0], [1.0]]
 
 
