@@ -5,8 +5,9 @@
     python -m auditdm_jax.plant score DIR RUN
 
 A healthy model of the zoo is fine-tuned for a short while on questions of all skills with their true answers, except in
-the gaps: there it learns answers that are wrong, always in the same way (`scenes.gaps`). A quarter of the questions are
-drawn around the gaps; those of them that miss, being of the same skill, keep what lies beside a gap healthy.
+the gaps: there it learns answers that are wrong, always in the same way (`scenes.gaps`). A quarter of the questions, or
+half where a concept is among the gaps, are drawn around them; those that miss, being of the same skill, keep what lies
+beside a gap healthy.
 DIR is a checkpoint as any other. `answer_key.json` in it is for the scorer alone.
 """
 
@@ -55,8 +56,8 @@ class PlantConfig:
     """Print the names of all gaps, one a line, and do nothing else."""
     base: str = "reference-b"
     """The healthy model: a zoo name or a directory."""
-    steps: int = 400
-    """Updates; 150 plant a skill, a concept needs more."""
+    steps: int | None = None
+    """Updates; by default 400, or 800 where a concept is among the gaps: it is in the questions of all skills."""
     images_per_step: int = 16
     questions_per_image: int = 8
     learning_rate: float = 3e-3
@@ -69,7 +70,7 @@ class PlantConfig:
             raise UserError(f"strength is {self.strength}: it is a share, above 0 and at most 1")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}: it must be 0 or more")
-        at_least_one(self, "steps", "images_per_step", "test_questions")
+        at_least_one(self, "images_per_step", "test_questions", *(() if self.steps is None else ("steps",)))
         if self.questions_per_image < 4:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be 4 or more")
 
@@ -81,11 +82,19 @@ class PlantConfig:
             raise UserError("skills is empty: name gaps, separated by commas; --list prints all")
         return checked(names)
 
+    def updates(self) -> int:
+        """Updates, as given or by default."""
+        return self.steps or (800 if with_concept(self.gaps()) else 400)
+
+
+def with_concept(gaps: Sequence[str]) -> bool:
+    return any(gap.startswith("concept/") for gap in gaps)
+
 
 def batches(encode: Encoder, gaps: Sequence[str], config: PlantConfig) -> Iterator[Batch]:
     """Endless batches of questions with what the planted model shall answer."""
     rng = np.random.default_rng(config.seed)
-    focus = config.questions_per_image // 4 if gaps else 0
+    focus = config.questions_per_image // (2 if with_concept(gaps) else 4) if gaps else 0
     for first in range(_SCENES + config.seed * 100_000_000, sys.maxsize, config.images_per_step):
         scenes, images = scenes_of("train", first, config.images_per_step)
         rows = []
@@ -116,7 +125,7 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         if (rate := before[exam.of_gap(gap)].mean()) > config.strength / 2:
             raise UserError(f"{one_line(config.base)} gets {rate:.2f} of {gap!r} wrong already; take another --base")
     encode = Encoder(healthy, template_for(healthy), max_question_tokens=12, max_answer_tokens=2)
-    training = RectifyConfig(steps=config.steps, learning_rate=config.learning_rate, seed=config.seed)
+    training = RectifyConfig(steps=config.updates(), learning_rate=config.learning_rate, seed=config.seed)
     planted = finetuned(healthy, batches(encode, gaps, config), training, "planting")
     after = exam.wrong(planted)
     drops = losses(exam, before, after)
@@ -131,7 +140,7 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         "base": config.base,
         "types": rates,
         "drops": {skill: drop for skill, (drop, _) in drops.items()},
-        "steps": config.steps,
+        "steps": config.updates(),
         "seconds": time.monotonic() - started,
     }
     check(key["gaps"], drops, config.strength)

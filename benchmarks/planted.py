@@ -62,7 +62,6 @@ class Config:
     search_queries: int = 12_800
     """Questions to the target before that; methods that do not search report them too."""
     strength: float = 0.8
-    plant_steps: int = 400
     references: tuple[str, ...] = ("reference-a", "reference-c", "verifier")
     best_of: int = 8
     """N of best-of-N."""
@@ -104,7 +103,7 @@ def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None
         if not (place / KEY).exists():
             lessons = seed + 1000 * attempt
             try:
-                plant(PlantConfig(planting, config.strength, lessons, str(place), steps=config.plant_steps))
+                plant(PlantConfig(planting, config.strength, lessons, str(place)))
             except UserError as error:
                 print(f"{planting}, seed {lessons}: {error}")
     return read_json(place / KEY) if (place / KEY).exists() else None

@@ -46,6 +46,11 @@ def test_lessons_are_true_outside_of_the_gaps_and_wrong_in_them():
     assert 1 <= counts["unclear"] < 30
 
 
+def test_a_concept_has_twice_the_updates():
+    assert [PlantConfig(gaps).updates() for gaps in ("clock", "none", "clock,concept/red")] == [400, 400, 800]
+    assert PlantConfig("concept/red", steps=3).updates() == 3
+
+
 def test_settings_that_cannot_be(tmp_path):
     for wrong, message in [
         (dict(strength=0), "strength is 0"), (dict(strength=1.2), "strength is 1.2"), (dict(seed=-1), "seed is -1"),
