@@ -24,10 +24,10 @@ def one_line(text: object, limit: int | None = None) -> str:
 
 
 def at_least_one(settings: object, *names: str) -> None:
-    """Raises UserError if one of the named settings, all of them numbers, is below 1."""
+    """Raises UserError if one of the named settings, each a number or None, is a number below 1."""
     for name in names:
         value = getattr(settings, name)
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{name.replace('_', '-')} is {value}: it must be at least 1")
 
 

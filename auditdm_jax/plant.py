@@ -70,7 +70,7 @@ class PlantConfig:
             raise UserError(f"strength is {self.strength}: it is a share, above 0 and at most 1")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}: it must be 0 or more")
-        at_least_one(self, "images_per_step", "test_questions", *(() if self.steps is None else ("steps",)))
+        at_least_one(self, "steps", "images_per_step", "test_questions")
         if self.questions_per_image < 4:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be 4 or more")
 

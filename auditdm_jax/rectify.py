@@ -216,11 +216,12 @@ def rectify(config: RectifyConfig) -> dict:
     half = config.questions_per_image // 2
     ask = partial(ask_many, instruction=trained.instruction, max_new_tokens=trained.max_question_tokens)
     ordinary = ensemble.teach(images, ask(base, images, config.seed, num_generations=config.questions_per_image))
+    discovered = [Lesson(row.question, row.consensus) for row in found.rows]
     fresh = ask(auditor, images, config.seed + 1, num_generations=half)
-    repeated = again([Lesson(row.question, row.consensus) for row in found.rows], len(images), half, config.seed)
+    repeated = again(discovered, len(images), half, config.seed)
     audited = ensemble.teach(images, [a + b for a, b in zip(fresh, repeated, strict=True)])
-    for lessons, row in zip(audited[others:], found.rows, strict=False):
-        lessons.append(Lesson(row.question, row.consensus))
+    for lessons, lesson in zip(audited[others:], discovered, strict=False):
+        lessons.append(lesson)
     held = 0 if are_scenes else max(1, others // 10)
     test = exam(are_scenes, images[:held], ordinary[:held], config)
 

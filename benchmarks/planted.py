@@ -99,14 +99,14 @@ class World:
 
 def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None:
     """The answer key of a target, which is planted if it is not there; None where no planting took."""
-    for attempt in range(TRIES):
-        if not (place / KEY).exists():
-            lessons = seed + 1000 * attempt
-            try:
-                plant(PlantConfig(planting, config.strength, lessons, str(place)))
-            except UserError as error:
-                print(f"{planting}, seed {lessons}: {error}")
-    return read_json(place / KEY) if (place / KEY).exists() else None
+    if (place / KEY).exists():
+        return read_json(place / KEY)
+    for lessons in range(seed, seed + 1000 * TRIES, 1000):
+        try:
+            return plant(PlantConfig(planting, config.strength, lessons, str(place)))
+        except UserError as error:
+            print(f"{planting}, seed {lessons}: {error}")
+    return None
 
 
 def random_questions(images: np.ndarray, key: jax.Array) -> Asking:
