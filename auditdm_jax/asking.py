@@ -18,9 +18,9 @@ from auditdm_jax.evals import Answerer
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Asked
 from auditdm_jax.prompts import instruction_prompts
-from auditdm_jax.rollout import ask, decode, prompt_rows, words_of
+from auditdm_jax.rollout import ask, decode, prompt_rows, question_logps, words_of
 from auditdm_jax.scenes.zoo_paths import load_model
-from auditdm_jax.topics import draw_topics, topics_of, whole_questions
+from auditdm_jax.topics import share_out, topics_of
 
 Images = UInt8[np.ndarray, "B H W 3"]
 Answer = Callable[[Images, Sequence[str]], list[str]]
@@ -70,18 +70,25 @@ def make_ask(vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, stu
     return ask_batch
 
 
-def make_topic_ask(vlm: VLM, settings: TrainConfig, temperature: float, weights: Mapping[str, float]) -> Ask:
-    """One sampled question an image, which goes on from a topic. weights: the chance of each topic; "" is none."""
-    names, length = ("", *settings.reward.topics), settings.max_question_tokens
-    topics = topics_of(vlm, settings.instruction, names[1:], length)
+def make_topic_ask(vlm: VLM, settings: TrainConfig, temperature: float, chances: Mapping[str, float]) -> Ask:
+    """One sampled question an image. chances: of each topic; what is left of 1 goes to questions without one."""
+    length, weights = settings.max_question_tokens, np.array([chances[name] for name in settings.reward.topics])
+    topics = topics_of(vlm, settings.reward.topics, length)
     assert topics is not None  # the run has some
-    chances = jnp.array([weights[name] for name in names])
+    instruction = instruction_prompts(vlm, [settings.instruction])
+
+    @jax.jit
+    def likely(images: Array) -> Array:
+        prompt = prompt_rows(instruction, jnp.zeros(len(images), jnp.int32))
+        ids, mask = (jnp.broadcast_to(x, (len(images), *x.shape)) for x in (topics.ids, topics.mask))
+        return question_logps(vlm.params, vlm.config, prompt, images, ids, mask, temperature=1.0).sum(-1)
 
     def ask_batch(images: Images, key: Array) -> Asking:
-        topic = draw_topics(jax.random.fold_in(key, 1), chances, len(images))
+        topic = share_out(jax.random.fold_in(key, 1), weights, np.asarray(likely(images)))
         sampling = dict(num_generations=1, max_new_tokens=length, temperature=temperature)
-        written = ask(vlm.params, vlm.config, prompt_rows(topics.prompts, topic), images, key, **sampling)
-        questions = whole_questions(topics, topic, written, length)
+        prompt = prompt_rows(instruction, jnp.zeros(len(images), jnp.int32))
+        begun = topics.begun(jnp.asarray(topic)[:, None], length)
+        questions = ask(vlm.params, vlm.config, prompt, images, key, begun=begun, **sampling)
         overlong = np.asarray(words_of(questions, vlm.config)[2])[:, 0]
         asked = [Asked("", text, not late) for text, late in zip(decode(vlm, questions), overlong, strict=True)]
         return Asking(asked, np.asarray(images))

@@ -170,8 +170,10 @@ def main(config: AuditConfig) -> dict[str, Any]:
         run = one_line(Path(config.out) / config.name)
         print(f"there is no run {run}: auditing with the untrained auditor {one_line(models.auditor)!r}")
     batch_size = min(config.batch_size, config.questions)
-    beginnings = settings.reward.topics
-    topics = read_weights(Path(config.out) / config.name, beginnings) if beginnings else None
+    topics = None
+    if settings.reward.topics and config.topic_share:
+        weights = read_weights(Path(config.out) / config.name, settings.reward.topics)
+        topics = {name: config.topic_share * weight / sum(weights.values()) for name, weight in weights.items()}
     panel, size = load_panel(trained, settings, config.temperature, batch_size, topics)
     spec = config.images or settings.images
     source = open_unseen(spec, settings.images, size, batch_size, config.seed)

@@ -23,7 +23,7 @@ from auditdm_jax.reward import Outcome, Reward, novelty_weights, question_ngrams
 from auditdm_jax.rollout import ask, prompt_rows, words_of
 from auditdm_jax.sampling import Completions, Prompt
 from auditdm_jax.state import Cast, Frozen, Params, Trained
-from auditdm_jax.topics import counted, draw_topics, topic_weights, whole_questions
+from auditdm_jax.topics import counted, draw_topics, topic_weights, unpaid
 
 Memory = dict[str, Array]
 """What a batch changes of `state.Trained`: the archive, and the counts of the topics."""
@@ -57,13 +57,14 @@ class FollowUps(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What an update learns from. questions: what the auditor wrote of them, behind the prompt. signal: groups whose
-    rewards, before diversity, are not all the same. new: questions that the auditor asked of new images, which share
+    """What an update learns from. questions: what the auditor wrote of them, behind the prompt. learned: the tokens
+    that the loss is over. signal: groups whose rewards, before diversity, are not all the same. new: questions that the auditor asked of new images, which share
     the reward of what these were made from."""
 
     images: UInt8[Array, "B H W 3"]
     prompt: Prompt
     questions: Completions
+    learned: Bool[Array, "B G T"]
     rewards: Float[Array, "B G"]
     signal: Bool[Array, "B"]
     new: FollowUps | None = None
@@ -80,35 +81,37 @@ def collect(
     translate: Translate | None,
 ) -> tuple[Batch, Memory, dict[str, Array], dict[str, Array]]:
     """Questions about a batch of images, answered and rewarded; the new memory, metrics, and the record."""
-    topics, reward = cast.auditor.topics, settings.reward
-    if topics is None:
-        prompt = prompt_rows(cast.auditor.prompts, jnp.zeros(len(images), jnp.int32))
-    else:
-        weights = topic_weights(trained.topics, reward.diversity, reward.topic_share)
-        topic = draw_topics(jax.random.fold_in(key, 2**30), weights, len(images))
-        prompt = prompt_rows(topics.prompts, topic)
-    written = ask(
+    topics, reward, length = cast.auditor.topics, settings.reward, settings.max_question_tokens
+    topic = begun = None
+    if topics is not None:
+        chances = reward.topic_share * topic_weights(trained.topics)
+        topic = draw_topics(jax.random.fold_in(key, 2**30), chances, (len(images), settings.grpo.num_generations))
+        begun = topics.begun(topic, length)
+    prompt = prompt_rows(cast.auditor.prompts, jnp.zeros(len(images), jnp.int32))
+    questions = ask(
         auditor_params(trained.auditor, frozen.auditor),
         cast.auditor.config,
         prompt,
         images,
         key,
         num_generations=settings.grpo.num_generations,
-        max_new_tokens=settings.max_question_tokens,
+        max_new_tokens=length,
         temperature=settings.grpo.temperature,
+        begun=begun,
     )
-    questions = written if topics is None else whole_questions(topics, topic, written, settings.max_question_tokens)
     words, empty, overlong = words_of(questions, cast.auditor.config)
     flaws = {"question_empty": empty, "question_overlong": overlong}
     asked = (questions.ids, words)
     outcome = examine(frozen, cast, images, asked, flaws, reward, settings.max_answer_tokens, translate)
     rewards, archive = diversified(outcome, questions, trained.archive, reward, settings.floor(trained.step))
     memory = {"archive": archive}
-    if topics is not None:
-        memory["topics"] = counted(trained.topics, topic, outcome.claimed)
     metrics = asked_metrics(outcome, rewards, questions)
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "reward": rewards, **recorded(outcome)}
-    return Batch(images, prompt, written, rewards, ~zero_signal(outcome.reward)), memory, metrics, record
+    learned = questions.mask
+    if begun is not None:
+        memory["topics"] = counted(trained.topics, topic, outcome.claimed)
+        learned = learned & ~unpaid(begun, outcome.reward)
+    return Batch(images, prompt, questions, learned, rewards, ~zero_signal(outcome.reward)), memory, metrics, record
 
 
 def collect_probes(
@@ -159,7 +162,7 @@ def collect_probes(
     record = {"question_ids": ids, "question_mask": mask, "reward": rewards, "images": probes.images}
     record |= recorded(outcome)
     signal = ~zero_signal(outcome.reward)
-    batch = Batch(images, probes.prompt, probes.written, rewards, signal)
+    batch = Batch(images, probes.prompt, probes.written, probes.written.mask, rewards, signal)
     if (new := shared_out.new()).any():  # else the update would run all new images through the auditor for nothing
         follow_ups = FollowUps(
             probes.images.reshape(*shape, *probes.images.shape[1:]),

@@ -190,12 +190,16 @@ class AuditConfig(RunPaths):
     """Judges discoveries on images other than scenes; by default the run's verifier."""
     temperature: float = 0.6
     """Of both auditors, when they ask: lower finds more failures, of fewer kinds. Training has one of its own."""
+    topic_share: float = 0.15
+    """Share of the questions that begin with one of the run's topics (reward.topics), drawn by what training found."""
     batch_size: int = 256
     """Images that go through a model at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "questions", "prompt_only_questions", "batch_size")
+        if not 0 <= self.topic_share <= 1:
+            raise UserError(f"topic-share is {self.topic_share}: it is a share, from 0 to 1")
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}: it must be 0 (always the likeliest word) or more")
 

@@ -20,6 +20,13 @@ from auditdm_jax.answers import mix32
 from auditdm_jax.errors import UserError
 
 
+BEGINNINGS = (
+    "what", "what is", "what does", "what color", "what shape", "what pattern", "what emotion", "which", "how many",
+    "how does", "where is", "is there", "are there", "is the", "does the", "can you see",
+)  # fmt: skip
+"""How questions about an image may begin, whatever the target."""
+
+
 @dataclass(frozen=True)
 class Reward:
     """What a question earns."""
@@ -43,10 +50,10 @@ class Reward:
     floor: float = 0.8
     """Share of the reward that no frequency takes away when training ends; it rises from 0 in a line, so that coverage
     counts most at first. Nearer to 1, success counts more in the end."""
-    topics: tuple[str, ...] = ()
-    """Beginnings of questions ("how many") for the auditor to go on from, drawn by what is still uncovered."""
-    topic_share: float = 0.25
-    """Share of the images that are given one of the topics."""
+    topics: tuple[str, ...] = BEGINNINGS
+    """Beginnings with which some of the questions must start, drawn by what they bring and what is still uncovered."""
+    topic_share: float = 0.1
+    """Share of the questions that begin with a topic; at 0 none does."""
 
     def __post_init__(self) -> None:
         if not 0 < self.agreement <= 1:
@@ -59,8 +66,8 @@ class Reward:
             raise UserError(f"reward.decay is {self.decay}: it must be from 0 to below 1")
         if not 0 <= self.floor <= 1:
             raise UserError(f"reward.floor is {self.floor}: it is a share of the reward, from 0 to 1")
-        if not 0 < self.topic_share <= 1:
-            raise UserError(f"reward.topic-share is {self.topic_share}: it is a share, above 0; leave out the topics")
+        if not 0 <= self.topic_share <= 1:
+            raise UserError(f"reward.topic-share is {self.topic_share}: it is a share, from 0 to 1")
         if len({*self.topics}) < len(self.topics) or not all(topic.strip() for topic in self.topics):
             raise UserError("reward.topics has a topic that is empty or stands twice: name each once")
 

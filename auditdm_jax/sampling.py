@@ -40,6 +40,13 @@ class Completions:
     logps: Float32[Array, "B G T"]
 
 
+class Begun(NamedTuple):
+    """ids: first tokens of completions, T long. mask: True where one is given."""
+
+    ids: Int[Array, "B G T"]
+    mask: Bool[Array, "B G T"]
+
+
 class _Prefill(NamedTuple):
     """A computed prompt. last: hidden state of its last token. lengths: real tokens in each row."""
 
@@ -103,10 +110,12 @@ def sample(
     num_generations: int,
     max_new_tokens: int,
     temperature: float,
+    begun: Begun | None = None,
 ) -> Completions:
     """G = num_generations completions of each prompt, of at most T = max_new_tokens tokens.
 
-    temperature 0 is greedy. The loop stops as soon as every row has ended.
+    temperature 0 is greedy. begun: first tokens that are given instead of drawn; their log-probs are the model's all
+    the same. The loop stops as soon as every row has ended.
     """
     batch, rows, length = prompt.input_ids.shape[0], num_generations, max_new_tokens
     context = _prefill(params, config, prompt, image_features)
@@ -121,6 +130,9 @@ def sample(
             ids = jax.random.categorical(jax.random.fold_in(key, step), logits)
         else:
             ids = jnp.argmax(logits, axis=-1)
+        if begun is not None:
+            given, there = (jax.lax.dynamic_index_in_dim(x, step, axis=2, keepdims=False) for x in begun)
+            ids = jnp.where(there, given, ids)
         return ids.astype(jnp.int32), _logps_of(logits, ids)
 
     def write(out: Completions, done: Array, step: Array, ids: Array, logps: Array) -> tuple[Completions, Array]:

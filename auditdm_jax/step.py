@@ -137,9 +137,11 @@ def update(
     """
     convention = settings.grpo.convention()
     parts = [(batch.prompt, batch.images, batch.questions)]
+    learned = [batch.learned]
     if batch.new is not None:
         prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch.new.prompt, batch.new.images))
         parts.append((prompt, images, jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), batch.new.questions)))
+        learned.append(batch.new.questions.mask)
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
 
     def logps_of(params: Params) -> list[Array]:
@@ -154,8 +156,8 @@ def update(
     def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
         found = []
         logps = logps_of(auditor_params(trainable, frozen.auditor))
-        for new, old, ref, (_, _, questions) in zip(logps, old_logps, ref_logps, parts, strict=True):
-            mask, sampled = rows(questions.mask), rows(questions.logps)
+        for new, old, ref, kept, (_, _, questions) in zip(logps, old_logps, ref_logps, learned, parts, strict=True):
+            mask, sampled = rows(kept), rows(questions.logps)
             group, rewards = settings.grpo.num_generations, batch.rewards.reshape(-1)
             loss, metrics = policy_gradient_loss(
                 new, old, ref, mask, rewards, group, convention, sampling_logps=sampled

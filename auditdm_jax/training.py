@@ -155,8 +155,7 @@ class Opened(NamedTuple):
         """Writes the trained auditor, and how it draws topics; returns the folder."""
         save_auditor(self.folder / "auditor", state, auditor)
         if reward.topics:
-            weights = topic_weights(state.trained.topics, reward.diversity, reward.topic_share)
-            write_weights(self.folder, reward.topics, weights)
+            write_weights(self.folder, reward.topics, topic_weights(state.trained.topics))
         self.checkpoints.close()
         if isinstance(self.source, ImageSource) and self.source.skipped:
             print(f"images skipped: {reasons(self.source.skipped)}")
@@ -194,7 +193,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     config = configs[0]
     players = load_players(config)
     settings = step_settings(config)
-    topics = topics_of(players.auditor, config.instruction, config.reward.topics, config.max_question_tokens)
+    topics = topics_of(players.auditor, config.reward.topics, config.max_question_tokens)
     cast = cast_of(players, instructions_of(config), topics)
     studio = Studio.load(config.probing)
     if studio:
