@@ -1,6 +1,6 @@
 """[host] Who asks and who answers in an audit: the models of a run, each as a function of a batch of images.
 
-The trained auditor asks through the run's channels, or goes on from its topics; all models stay loaded.
+The trained auditor asks through the run's channels, some questions with its topics; all models stay loaded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from auditdm_jax.channels import Prober, Studio, instructions_of, layout
+from auditdm_jax.channels import QUESTION, Prober, Studio, instructions_of, layout
 from auditdm_jax.config import CHANNELS, TrainConfig
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Asked
 from auditdm_jax.prompts import instruction_prompts
-from auditdm_jax.rollout import ask, decode, prompt_rows, question_logps, words_of
+from auditdm_jax.rollout import decode, question_logps
+from auditdm_jax.sampling import Begun
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.topics import share_out, topics_of
 
@@ -49,13 +50,23 @@ class Panel(NamedTuple):
     verifier: Answer
 
 
-def make_ask(vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, studio: Studio | None) -> Ask:
-    """One sampled probe an image, through the channels of the run. base: the auditor before training."""
+def make_ask(
+    vlm: VLM,
+    base: VLM,
+    settings: TrainConfig,
+    temperature: float,
+    studio: Studio | None,
+    chances: Mapping[str, float] | None = None,
+) -> Ask:
+    """One sampled probe an image, through the channels of the run. base: the auditor before training. chances: of each
+    topic that a question may begin with; what is left of 1 goes to questions without."""
     prompts = instruction_prompts(vlm, instructions_of(settings))
     prober = Prober.of_run(settings, vlm, prompts, temperature, studio)
+    begin = make_begin(vlm, prober, chances) if chances else None
 
     def ask_batch(images: Images, key: Array) -> Asking:
-        probes = prober(vlm.params, base.params, jnp.asarray(images), key, 1)
+        begun = begin and begin(images, jax.random.fold_in(key, 1))
+        probes = prober(vlm.params, base.params, jnp.asarray(images), key, 1, begun)
         questions = decode(vlm, probes.questions)
         overlong = np.asarray(probes.overlong)[:, 0].tolist()
         faults = {name: np.asarray(each).tolist() for name, each in probes.faults.items()}
@@ -70,30 +81,27 @@ def make_ask(vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, stu
     return ask_batch
 
 
-def make_topic_ask(vlm: VLM, settings: TrainConfig, temperature: float, chances: Mapping[str, float]) -> Ask:
-    """One sampled question an image. chances: of each topic; what is left of 1 goes to questions without one."""
-    length, weights = settings.max_question_tokens, np.array([chances[name] for name in settings.reward.topics])
-    topics = topics_of(vlm, settings.reward.topics, length)
-    assert topics is not None  # the run has some
-    instruction = instruction_prompts(vlm, [settings.instruction])
+def make_begin(vlm: VLM, prober: Prober, chances: Mapping[str, float]) -> Callable[[Images, Array], Begun]:
+    """What the questions of a batch must begin with: topics as `share_out` gives them to the images that are asked
+    about. chances: as `make_ask` has them."""
+    length = prober.limits[QUESTION]
+    topics = topics_of(vlm, tuple(chances), length)
+    assert topics is not None  # there are chances
 
     @jax.jit
     def likely(images: Array) -> Array:
-        prompt = prompt_rows(instruction, jnp.zeros(len(images), jnp.int32))
         ids, mask = (jnp.broadcast_to(x, (len(images), *x.shape)) for x in (topics.ids, topics.mask))
+        prompt = prober.question_prompt(len(images))
         return question_logps(vlm.params, vlm.config, prompt, images, ids, mask, temperature=1.0).sum(-1)
 
-    def ask_batch(images: Images, key: Array) -> Asking:
-        topic = share_out(jax.random.fold_in(key, 1), weights, np.asarray(likely(images)))
-        sampling = dict(num_generations=1, max_new_tokens=length, temperature=temperature)
-        prompt = prompt_rows(instruction, jnp.zeros(len(images), jnp.int32))
-        begun = topics.begun(jnp.asarray(topic)[:, None], length)
-        questions = ask(vlm.params, vlm.config, prompt, images, key, begun=begun, **sampling)
-        overlong = np.asarray(words_of(questions, vlm.config)[2])[:, 0]
-        asked = [Asked("", text, not late) for text, late in zip(decode(vlm, questions), overlong, strict=True)]
-        return Asking(asked, np.asarray(images))
+    def begin(images: Images, key: Array) -> Begun:
+        asks = layout(prober.probing, len(images)).through("question")
+        topic = np.full(len(images), -1)
+        rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
+        topic[asks] = share_out(rng, np.array(list(chances.values())), np.asarray(likely(images))[asks])
+        return topics.begun(jnp.asarray(topic)[:, None], length)
 
-    return ask_batch
+    return begin
 
 
 def load_panel(
@@ -101,8 +109,8 @@ def load_panel(
 ) -> tuple[Panel, int]:
     """The models of a run, and the largest image size any of them takes; the others resample on the device.
 
-    trained: the trained auditor, or "" to measure the auditor before training alone. topics: as `make_topic_ask` has
-    them, for the trained one. Raises UserError for a model that cannot be loaded.
+    trained: the trained auditor, or "" to measure the auditor before training alone. topics: the trained one's chances,
+    as `make_ask` has them. Raises UserError for a model that cannot be loaded.
     """
     names = settings.models
     dtype = jnp.dtype(settings.dtype)
@@ -122,9 +130,7 @@ def load_panel(
         return Answerer.of_run(vlm, base, settings, batch_size)
 
     panel = Panel(
-        make_topic_ask(auditor, settings, temperature, topics)
-        if trained and topics
-        else make_ask(auditor, base, settings, temperature, studio),
+        make_ask(auditor, base, settings, temperature, studio, topics),
         make_ask(base, base, settings, temperature, studio) if trained else None,
         answerer(target),
         tuple(answerer(vlm) for vlm in references),

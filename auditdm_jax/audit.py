@@ -171,8 +171,8 @@ def main(config: AuditConfig) -> dict[str, Any]:
         print(f"there is no run {run}: auditing with the untrained auditor {one_line(models.auditor)!r}")
     batch_size = min(config.batch_size, config.questions)
     topics = None
-    if settings.reward.topics and config.topic_share:
-        weights = read_weights(Path(config.out) / config.name, settings.reward.topics)
+    if trained and settings.topics and config.topic_share:
+        weights = read_weights(Path(config.out) / config.name, settings.topics)
         topics = {name: config.topic_share * weight / sum(weights.values()) for name, weight in weights.items()}
     panel, size = load_panel(trained, settings, config.temperature, batch_size, topics)
     spec = config.images or settings.images

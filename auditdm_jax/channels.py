@@ -26,7 +26,7 @@ from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import texts_of
 from auditdm_jax.rollout import ask, prompt_rows, words_of
-from auditdm_jax.sampling import Completions, Prompt
+from auditdm_jax.sampling import Begun, Completions, Prompt
 from auditdm_jax.scenes.zoo_paths import pipeline_path
 
 if TYPE_CHECKING:
@@ -181,17 +181,26 @@ class Prober:
         limits = (config.max_question_tokens, config.probing.max_command_tokens, config.probing.max_caption_tokens)
         return cls(auditor.config, auditor.tokenizer, prompts, config.probing, limits, temperature, studio)
 
-    def __call__(self, params: Any, base: Any, images: UInt8[Array, "B H W 3"], key: Array, generations: int) -> Probes:
+    def __call__(
+        self,
+        params: Any,
+        base: Any,
+        images: UInt8[Array, "B H W 3"],
+        key: Array,
+        generations: int,
+        begun: Begun | None = None,
+    ) -> Probes:
         """G = `generations` probes of each image.
 
-        params: of the auditor that writes, and asks new questions; base: of the one that asks old questions.
+        params: of the auditor that writes, and asks new questions; base: of the one that asks old questions. begun: as
+        `sample` has it, of a question's length.
         """
         keys, images = jax.random.split(key, 4), jnp.asarray(images)
         shared_out = layout(self.probing, len(images))
         channels = np.array(shared_out.channels)
         limits = np.array(self.limits)[channels]
         prompt = prompt_rows(self.prompts, jnp.asarray(channels))
-        written = self._ask(params, prompt, images, keys[0], generations, int(limits.max()))
+        written = self._ask(params, prompt, images, keys[0], generations, int(limits.max()), begun)
         words, empty, overlong = words_of(written, self.config)
         overlong |= written.mask.sum(-1) > jnp.asarray(limits)[:, None]
         texts = texts_of(self.tokenizer, written.ids, words)
@@ -219,10 +228,19 @@ class Prober:
         )
 
     def _ask(
-        self, params: Any, prompt: Prompt, images: Array, key: Array, generations: int, tokens: int
+        self,
+        params: Any,
+        prompt: Prompt,
+        images: Array,
+        key: Array,
+        generations: int,
+        tokens: int,
+        begun: Begun | None = None,
     ) -> Completions:
+        if begun is not None:
+            begun = Begun(*(jnp.pad(x, ((0, 0), (0, 0), (0, tokens - x.shape[2]))) for x in begun))
         sampling = dict(num_generations=generations, max_new_tokens=tokens, temperature=self.temperature)
-        return ask(params, self.config, prompt, images, key, **sampling)
+        return ask(params, self.config, prompt, images, key, begun=begun, **sampling)
 
     def _render(
         self, shared_out: Layout, images: Array, texts: list[str], usable: np.ndarray, key: Array

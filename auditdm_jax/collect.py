@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -21,7 +22,7 @@ from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
 from auditdm_jax.reward import Outcome, Reward, novelty_weights, question_ngrams
 from auditdm_jax.rollout import ask, prompt_rows, words_of
-from auditdm_jax.sampling import Completions, Prompt
+from auditdm_jax.sampling import Begun, Completions, Prompt
 from auditdm_jax.state import Cast, Frozen, Params, Trained
 from auditdm_jax.topics import counted, draw_topics, topic_weights, unpaid
 
@@ -58,8 +59,8 @@ class FollowUps(NamedTuple):
 
 class Batch(NamedTuple):
     """What an update learns from. questions: what the auditor wrote of them, behind the prompt. learned: the tokens
-    that the loss is over. signal: groups whose rewards, before diversity, are not all the same. new: questions that the auditor asked of new images, which share
-    the reward of what these were made from."""
+    that the loss is over. signal: groups whose rewards, before diversity, are not all the same. new: questions that the
+    auditor asked of new images, which share the reward of what these were made from."""
 
     images: UInt8[Array, "B H W 3"]
     prompt: Prompt
@@ -81,12 +82,7 @@ def collect(
     translate: Translate | None,
 ) -> tuple[Batch, Memory, dict[str, Array], dict[str, Array]]:
     """Questions about a batch of images, answered and rewarded; the new memory, metrics, and the record."""
-    topics, reward, length = cast.auditor.topics, settings.reward, settings.max_question_tokens
-    topic = begun = None
-    if topics is not None:
-        chances = reward.topic_share * topic_weights(trained.topics)
-        topic = draw_topics(jax.random.fold_in(key, 2**30), chances, (len(images), settings.grpo.num_generations))
-        begun = topics.begun(topic, length)
+    drawn = drawn_topics(trained, cast, settings, np.ones(len(images), bool), key)
     prompt = prompt_rows(cast.auditor.prompts, jnp.zeros(len(images), jnp.int32))
     questions = ask(
         auditor_params(trained.auditor, frozen.auditor),
@@ -95,22 +91,18 @@ def collect(
         images,
         key,
         num_generations=settings.grpo.num_generations,
-        max_new_tokens=length,
+        max_new_tokens=settings.max_question_tokens,
         temperature=settings.grpo.temperature,
-        begun=begun,
+        begun=drawn and drawn.begun,
     )
     words, empty, overlong = words_of(questions, cast.auditor.config)
     flaws = {"question_empty": empty, "question_overlong": overlong}
     asked = (questions.ids, words)
-    outcome = examine(frozen, cast, images, asked, flaws, reward, settings.max_answer_tokens, translate)
-    rewards, archive = diversified(outcome, questions, trained.archive, reward, settings.floor(trained.step))
-    memory = {"archive": archive}
+    outcome = examine(frozen, cast, images, asked, flaws, settings.reward, settings.max_answer_tokens, translate)
+    rewards, archive = diversified(outcome, questions, trained.archive, settings.reward, settings.floor(trained.step))
+    memory, learned = remembered(trained, archive, drawn, questions, outcome)
     metrics = asked_metrics(outcome, rewards, questions)
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "reward": rewards, **recorded(outcome)}
-    learned = questions.mask
-    if begun is not None:
-        memory["topics"] = counted(trained.topics, topic, outcome.claimed)
-        learned = learned & ~unpaid(begun, outcome.reward)
     return Batch(images, prompt, questions, learned, rewards, ~zero_signal(outcome.reward)), memory, metrics, record
 
 
@@ -128,7 +120,11 @@ def collect_probes(
     """As `collect`, through all of the run's channels: rewarded are what was written for these, and new questions."""
     images = jnp.asarray(images)
     current = auditor_params(trained.auditor, frozen.auditor)
-    probes = prober(current, frozen.auditor, images, key, settings.grpo.num_generations)
+    shared_out = layout(prober.probing, len(images))
+    asks = np.isin(np.arange(len(images)), shared_out.through("question"))
+    drawn = drawn_topics(trained, cast, settings, asks, key)
+    generations = settings.grpo.num_generations
+    probes = prober(current, frozen.auditor, images, key, generations, drawn and drawn.begun)
     shape = probes.empty.shape
     flaws = {"question_empty": probes.empty, "question_overlong": probes.overlong, "image_spoiled": probes.spoiled}
     flaws = {name: flaw.reshape(-1, 1) for name, flaw in flaws.items()}
@@ -149,7 +145,6 @@ def collect_probes(
     )
     outcome, rewards = jax.tree.map(lambda x: x.reshape(shape), (outcome, rewards))
     metrics = asked_metrics(outcome, rewards, probes.written)
-    shared_out = layout(prober.probing, len(images))
     for name in CHANNELS:
         rows = shared_out.through(name)
         if len(rows):
@@ -161,8 +156,8 @@ def collect_probes(
     ids, mask = (x.reshape(*shape, -1) for x in (probes.questions.ids, probes.questions.mask))
     record = {"question_ids": ids, "question_mask": mask, "reward": rewards, "images": probes.images}
     record |= recorded(outcome)
-    signal = ~zero_signal(outcome.reward)
-    batch = Batch(images, probes.prompt, probes.written, probes.written.mask, rewards, signal)
+    memory, learned = remembered(trained, archive, drawn, probes.written, outcome)
+    batch = Batch(images, probes.prompt, probes.written, learned, rewards, ~zero_signal(outcome.reward))
     if (new := shared_out.new()).any():  # else the update would run all new images through the auditor for nothing
         follow_ups = FollowUps(
             probes.images.reshape(*shape, *probes.images.shape[1:]),
@@ -170,7 +165,39 @@ def collect_probes(
             Completions(ids, mask & new[:, None, None], probes.questions.logps.reshape(*shape, -1)),
         )
         batch = batch._replace(new=follow_ups)
-    return batch, {"archive": archive}, metrics, record
+    return batch, memory, metrics, record
+
+
+class Drawn(NamedTuple):
+    """The topic of each question (-1 is none), and what it must begin with."""
+
+    topic: Int[Array, "B G"]
+    begun: Begun
+
+
+def drawn_topics(
+    trained: Trained, cast: Cast, settings: StepSettings, asks: Bool[np.ndarray, "B"], key: Array
+) -> Drawn | None:
+    """The topics of a step; None where the run has none. asks: images of which the auditor is to write a question."""
+    topics = cast.auditor.topics
+    if topics is None:
+        return None
+    chances = settings.reward.topic_share * topic_weights(trained.topics)
+    shape = (len(asks), settings.grpo.num_generations)
+    topic = jnp.where(asks[:, None], draw_topics(jax.random.fold_in(key, 2**30), chances, shape), -1)
+    return Drawn(topic, topics.begun(topic, settings.max_question_tokens))
+
+
+def remembered(
+    trained: Trained, archive: Float[Array, "A"], drawn: Drawn | None, written: Completions, outcome: Outcome
+) -> tuple[Memory, Bool[Array, "B G T"]]:
+    """The new memory, and the tokens that the loss is over: all, but for beginnings that earned nothing."""
+    if drawn is None:
+        return {"archive": archive}, written.mask
+    begun = drawn.begun.mask
+    begun = jnp.pad(begun, ((0, 0), (0, 0), (0, written.mask.shape[-1] - begun.shape[-1])))
+    memory = {"archive": archive, "topics": counted(trained.topics, drawn.topic, outcome.claimed)}
+    return memory, written.mask & ~unpaid(begun, outcome.reward)
 
 
 def _rewarded(

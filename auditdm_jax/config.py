@@ -164,10 +164,13 @@ class TrainConfig(RunPaths):
         super().__post_init__()
         counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens")
         at_least_one(self, *counts, "probe_every", "checkpoint_every")
-        if self.reward.topics and self.probing.channels != ("question",):
-            raise UserError("reward.topics are for questions alone: leave out --channels, or the topics")
         if self.reward.disagreement == "share" and len(self.models.references) < 2:
             raise UserError("reward.disagreement is share with one reference: name two or more, or leave it binary")
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What some questions begin with: nothing where no question is written, or none has to."""
+        return self.reward.topics if self.reward.topic_share and "question" in self.probing.channels else ()
 
 
 @dataclass(frozen=True)
@@ -190,8 +193,9 @@ class AuditConfig(RunPaths):
     """Judges discoveries on images other than scenes; by default the run's verifier."""
     temperature: float = 0.6
     """Of both auditors, when they ask: lower finds more failures, of fewer kinds. Training has one of its own."""
-    topic_share: float = 0.15
-    """Share of the questions that begin with one of the run's topics (reward.topics), drawn by what training found."""
+    topic_share: float = 0.1
+    """Share of the questions that must begin with a topic, if the run has any (reward.topic-share): as training found
+    these to bring something."""
     batch_size: int = 256
     """Images that go through a model at once."""
 

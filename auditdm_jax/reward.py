@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from auditdm_jax.answers import mix32
 from auditdm_jax.errors import UserError
 
-
 BEGINNINGS = (
     "what", "what is", "what does", "what color", "what shape", "what pattern", "what emotion", "which", "how many",
     "how does", "where is", "is there", "are there", "is the", "does the", "can you see",
@@ -52,8 +51,8 @@ class Reward:
     counts most at first. Nearer to 1, success counts more in the end."""
     topics: tuple[str, ...] = BEGINNINGS
     """Beginnings with which some of the questions must start, drawn by what they bring and what is still uncovered."""
-    topic_share: float = 0.1
-    """Share of the questions that begin with a topic; at 0 none does."""
+    topic_share: float = 0.0
+    """Share of the questions that must begin with a topic; 0.1 finds more skills, with less success."""
 
     def __post_init__(self) -> None:
         if not 0 < self.agreement <= 1:

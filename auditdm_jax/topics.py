@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import read_json, write_json
 from auditdm_jax.prompts import padded, token_ids
-from auditdm_jax.sampling import Begun, Completions
+from auditdm_jax.sampling import Begun
 
 if TYPE_CHECKING:
     from auditdm_jax.models.vlm import VLM
@@ -57,20 +57,21 @@ def topics_of(vlm: "VLM", beginnings: Sequence[str], max_question_tokens: int) -
 
 
 def topic_weights(counts: Float[Array, "2 K"]) -> Float[Array, "K"]:
-    """With which chance each topic is drawn: how often it succeeds, less where much was found; they sum to 1.
+    """With which chance each topic is drawn: by how often it succeeds, less where much was found; they sum to 1.
 
-        weight = rate / (1 + K * its share of what all K topics found),  rate = (found + 1) / (asked + 2)
+        weight = rate^2 / (1 + K * its share of what all K topics found),  rate = (found + 1) / (asked + 2)
 
     A topic without failures is thus soon left, and among the others the draws even out.
 
     counts: questions asked of each topic, and failures found, lately.
     """
     asked, found = counts
-    weights = (found + 1) / (asked + 2) / (1 + len(found) * found / jnp.maximum(found.sum(), 1))
+    rate = (found + 1) / (asked + 2)
+    weights = rate**2 / (1 + len(rate) * found / jnp.maximum(found.sum(), 1))
     return weights / weights.sum()
 
 
-def write_weights(run: Path, beginnings: Sequence[str], weights: Float[Array, "K+1"]) -> None:
+def write_weights(run: Path, beginnings: Sequence[str], weights: Float[Array, "K"]) -> None:
     """Keeps in the run's folder what `topic_weights` gives."""
     write_json(run / TOPICS, dict(zip(beginnings, weights.tolist(), strict=True)))
 
@@ -93,9 +94,7 @@ def _is_chance(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < float("inf")
 
 
-def draw_topics(
-    key: Array, chances: Float[Array, "K"], shape: tuple[int, ...]
-) -> Int[Array, "..."]:
+def draw_topics(key: Array, chances: Float[Array, "K"], shape: tuple[int, ...]) -> Int[Array, "..."]:
     """A topic for each question, -1 is none. chances: of each topic, 1 or less together."""
     none = jnp.maximum(1 - chances.sum(), 0)
     return jax.random.categorical(key, jnp.log(jnp.append(none, chances)), shape=shape) - 1
@@ -107,20 +106,21 @@ def counted(counts: Float[Array, "2 K"], topic: Int[Array, "B G"], claimed: Bool
     return DECAY * counts + jnp.stack([of_topic.sum((0, 1)), (of_topic * claimed[..., None]).sum((0, 1))])
 
 
-def unpaid(begun: Begun, reward: Float[Array, "B G"]) -> Bool[Array, "B G T"]:
-    """The tokens of beginnings that earned nothing: no choice of the auditor's, and nothing to learn either."""
-    return begun.mask & (reward <= 0)[..., None]
+def unpaid(begun: Bool[Array, "B G T"], reward: Float[Array, "B G"]) -> Bool[Array, "B G T"]:
+    """Of the tokens that were given those that earned nothing: not the auditor's choice, and nothing to learn."""
+    return begun & (reward <= 0)[..., None]
 
 
-def share_out(key: Array, chances: Float[np.ndarray, "K"], logps: Float[np.ndarray, "N K"]) -> Int[np.ndarray, "N"]:
+def share_out(
+    rng: np.random.Generator, chances: Float[np.ndarray, "K"], logps: Float[np.ndarray, "N K"]
+) -> Int[np.ndarray, "N"]:
     """A topic for some of N images, -1 for the others: as often as drawn, where it is likeliest.
 
-    chances: of each topic, 1 or less together. logps: of each beginning, of each image. A topic takes the images on which the auditor would rather than on others
-    have begun so; the rarest drawn chooses first.
+    chances: of each topic, 1 or less together. logps: of each beginning, of each image. A topic takes the images of
+    which the auditor would rather than of others have asked so; the one that is drawn least chooses first.
     """
     images, topics = logps.shape
-    drawn = draw_topics(key, jnp.asarray(chances), (images,))
-    wanted = np.bincount(np.asarray(drawn) + 1, minlength=topics + 1)[1:]
+    wanted = rng.multinomial(images, [*chances, max(0.0, 1 - chances.sum())])[:topics]
     chosen = np.full(images, -1)
     for topic in np.argsort(wanted, kind="stable"):
         free = np.flatnonzero(chosen < 0)

@@ -29,7 +29,6 @@ from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.players import Players, cast_of, input_size, load_players, retokenizer, share_tokens
 from auditdm_jax.prompts import texts_of
-from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import scenes_in
@@ -79,7 +78,7 @@ def initial_state(config: TrainConfig, players: Players, optimizer: optax.Gradie
         key,
         jnp.zeros((), jnp.int32),
         jnp.zeros(ARCHIVE_SIZE, jnp.float32),
-        jnp.zeros((2, len(config.reward.topics)), jnp.float32),
+        jnp.zeros((2, len(config.topics)), jnp.float32),
     )
     # Bound to its device, as a renderer's images are and all that is computed from them: a step that returned
     # parameters bound otherwise than it was given them would compile once more.
@@ -151,11 +150,11 @@ class Opened(NamedTuple):
         position = {"train": self.source.get_state(), "heldout": self.held_out.get_state()}
         self.checkpoints.save(number, state.trained, position)
 
-    def close(self, state: AuditState, auditor: VLM, reward: Reward) -> Path:
+    def close(self, state: AuditState, auditor: VLM, topics: Sequence[str]) -> Path:
         """Writes the trained auditor, and how it draws topics; returns the folder."""
         save_auditor(self.folder / "auditor", state, auditor)
-        if reward.topics:
-            write_weights(self.folder, reward.topics, topic_weights(state.trained.topics))
+        if topics:
+            write_weights(self.folder, topics, topic_weights(state.trained.topics))
         self.checkpoints.close()
         if isinstance(self.source, ImageSource) and self.source.skipped:
             print(f"images skipped: {reasons(self.source.skipped)}")
@@ -193,7 +192,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     config = configs[0]
     players = load_players(config)
     settings = step_settings(config)
-    topics = topics_of(players.auditor, config.reward.topics, config.max_question_tokens)
+    topics = topics_of(players.auditor, config.topics, config.max_question_tokens)
     cast = cast_of(players, instructions_of(config), topics)
     studio = Studio.load(config.probing)
     if studio:
@@ -244,7 +243,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                 for log, run, state in zip(logs, runs, states, strict=True):
                     log.flush()
                     run.save(number, state)
-    return [run.close(state, players.auditor, config.reward) for run, state in zip(runs, states, strict=True)]
+    return [run.close(state, players.auditor, config.topics) for run, state in zip(runs, states, strict=True)]
 
 
 def used_by_all(config: TrainConfig) -> None:

@@ -22,7 +22,7 @@ def test_the_trained_auditor_draws_the_topics_it_is_told(zoo):
         reward=Reward(topics=("how many", "is there any")),
         max_question_tokens=6,
     )
-    chances = {"": 0.0, "how many": 0.0, "is there any": 1.0}
+    chances = {"how many": 0.0, "is there any": 1.0}
     panel, size = load_panel(zoo["auditor"], settings, 1.0, 4, chances)
     images = np.asarray(scenes_of("validation", 0, 4)[1])
     told, untold = (ask(images, jax.random.key(0)) for ask in (panel.auditor, panel.prompt_only))

@@ -153,7 +153,7 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
 
 
 def test_topics_that_are_missing_are_one_line(finished_run):
-    topical = TrainConfig(name="r", reward=Reward(topics=("how many",)))
+    topical = TrainConfig(name="r", reward=Reward(topics=("how many",), topic_share=0.1))
     write_json(finished_run / "config.json", topical)
     with pytest.raises(UserError, match=r"r/topics.json is missing; train.py --resume"):
         main(AuditConfig(name="r", out=str(finished_run.parent)))
