@@ -49,12 +49,13 @@ class StepSettings:
 
 
 class FollowUps(NamedTuple):
-    """The question of each image that a batch was made into. prompt: [B, G, P]; questions: [B, G, T], with an empty
-    mask where the question is an old one, or itself what was written."""
+    """The question of each image that N of the B groups were made into. prompt: [N, G, P]; questions: [N, G, T], with
+    an empty mask where the question is an old one, or itself what was written. groups: their numbers; None is all."""
 
-    images: UInt8[Array, "B G H W 3"]
+    images: UInt8[Array, "N G H W 3"]
     prompt: Prompt
     questions: Completions
+    groups: Int[Array, "N"] | None
 
 
 class Batch(NamedTuple):
@@ -158,11 +159,18 @@ def collect_probes(
     record |= recorded(outcome)
     memory, learned = remembered(trained, archive, drawn, probes.written, outcome)
     batch = Batch(images, probes.prompt, probes.written, learned, rewards, ~zero_signal(outcome.reward))
-    if (new := shared_out.new()).any():  # else the update would run all new images through the auditor for nothing
+    if (new := shared_out.new()).any():
+        # Only these: else the update would run all new images through the auditor for nothing. But where `refill`
+        # picks among groups, each brings its own.
+        every = bool(settings.grpo.max_resamples)
+        rows = np.arange(len(new)) if every else np.flatnonzero(new)
+        of_rows = lambda x: x.reshape(*shape, *x.shape[1:])[rows]  # noqa: E731
+        asked = jax.tree.map(lambda x: of_rows(x[:, 0]), probes.questions)
         follow_ups = FollowUps(
-            probes.images.reshape(*shape, *probes.images.shape[1:]),
-            jax.tree.map(lambda x: x.reshape(*shape, -1), prober.question_prompt(rewards.size)),
-            Completions(ids, mask & new[:, None, None], probes.questions.logps.reshape(*shape, -1)),
+            of_rows(probes.images),
+            jax.tree.map(of_rows, prober.question_prompt(rewards.size)),
+            asked.replace(mask=asked.mask & new[rows, None, None]),
+            None if every else jnp.asarray(rows),
         )
         batch = batch._replace(new=follow_ups)
     return batch, memory, metrics, record

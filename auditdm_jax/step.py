@@ -137,11 +137,13 @@ def update(
     """
     convention = settings.grpo.convention()
     parts = [(batch.prompt, batch.images, batch.questions)]
-    learned = [batch.learned]
+    scored = [(batch.learned, batch.rewards)]
     if batch.new is not None:
-        prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch.new.prompt, batch.new.images))
-        parts.append((prompt, images, jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), batch.new.questions)))
-        learned.append(batch.new.questions.mask)
+        new = batch.new
+        prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (new.prompt, new.images))
+        parts.append((prompt, images, jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), new.questions)))
+        rewards = batch.rewards if new.groups is None else batch.rewards[new.groups]
+        scored.append((new.questions.mask, rewards))
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
 
     def logps_of(params: Params) -> list[Array]:
@@ -156,12 +158,13 @@ def update(
     def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
         found = []
         logps = logps_of(auditor_params(trainable, frozen.auditor))
-        for new, old, ref, kept, (_, _, questions) in zip(logps, old_logps, ref_logps, learned, parts, strict=True):
-            mask, sampled = rows(kept), rows(questions.logps)
-            group, rewards = settings.grpo.num_generations, batch.rewards.reshape(-1)
+        for new, old, ref, (learned, rewards), part in zip(logps, old_logps, ref_logps, scored, parts, strict=True):
+            mask, sampled = rows(learned), rows(part[2].logps)
+            group = settings.grpo.num_generations
             loss, metrics = policy_gradient_loss(
-                new, old, ref, mask, rewards, group, convention, sampling_logps=sampled
+                new, old, ref, mask, rewards.reshape(-1), group, convention, sampling_logps=sampled
             )
+            loss *= len(rewards) / len(batch.rewards)  # a question counts as much, whichever part it is in
             drift = jnp.where(mask, jnp.abs((new if old is None else old) - sampled), 0.0)
             metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / mask.sum()}
             found.append((loss, metrics))

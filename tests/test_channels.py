@@ -197,21 +197,30 @@ def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, starte
 
 def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, started, images):
     """They change the gradient, of an empty mask they do not, and their prompts and images are those they were asked
-    with: the log-probabilities come out as the sampler had them."""
+    with: the log-probabilities come out as the sampler had them. Dynamic sampling has all groups in the update, the
+    others without a question: the gradient is the same."""
     _, players, cast, prober = parts
     settings, state = started
-    batch, _, _, _ = collect_probes(
-        state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
-        prober=prober,
-    )  # fmt: skip
-    shared_out = layout(ALL, IMAGES)
-    new = (np.array(shared_out.channels) > 0) & ~np.array(shared_out.old)
-    np.testing.assert_array_equal(np.asarray(batch.new.questions.mask).any((1, 2)), new)
-    # Rewards that differ within every group, so that every group has a gradient.
-    batch = batch._replace(rewards=jnp.tile(jnp.arange(GENERATIONS, dtype=jnp.float32), (IMAGES, 1)))
+
+    def collected(settings):
+        batch, _, _, _ = collect_probes(
+            state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
+            prober=prober,
+        )  # fmt: skip
+        # Rewards that differ within every group, so that every group has a gradient.
+        return batch._replace(rewards=jnp.tile(jnp.arange(GENERATIONS, dtype=jnp.float32), (IMAGES, 1)))
 
     def gradient_norm(batch):
         return float(update(state.trained, state.frozen, cast.auditor.config, batch, settings)[1]["grad_norm"])
+
+    batch = collected(settings)
+    everything = collected(replace(settings, grpo=replace(settings.grpo, max_resamples=1)))
+    shared_out = layout(ALL, IMAGES)
+    new = (np.array(shared_out.channels) > 0) & ~np.array(shared_out.old)
+    assert batch.new.groups.tolist() == np.flatnonzero(new).tolist()
+    assert np.asarray(batch.new.questions.mask).any((1, 2)).all()
+    np.testing.assert_array_equal(np.asarray(everything.new.questions.mask).any((1, 2)), new)
+    np.testing.assert_allclose(gradient_norm(batch), gradient_norm(everything), rtol=1e-4)
 
     nothing = jax.tree.map(jnp.zeros_like, batch.new.questions)
     unasked = batch._replace(new=batch.new._replace(questions=nothing))
