@@ -34,11 +34,13 @@ def examine(
     reward: Reward,
     max_answer_tokens: int,
     translate: Translate | None,
+    shown: Int[Array, "B"] | None = None,
 ) -> Outcome:
-    """What target and references answer, and how each question came out. flaws: as `disagreement` names them."""
+    """What target and references answer, and how each question came out. flaws: as `disagreement` names them. shown:
+    number of the image that each row of questions is about, where some share one; each is then encoded once."""
     models = tuple(zip((frozen.target, *frozen.references), (cast.target, *cast.references), strict=True))
     asked = [translate(questions, number, None) if translate else questions for number in range(len(models))]
-    said = [answer(*model, images, words, max_answer_tokens) for model, words in zip(models, asked, strict=True)]
+    said = [answer(*model, images, words, max_answer_tokens, shown) for model, words in zip(models, asked, strict=True)]
     ids, empty = jnp.stack([each.id for each in said]), jnp.stack([each.empty for each in said])
 
     def judged(agreement: float) -> Outcome:
@@ -49,7 +51,7 @@ def examine(
         return replace(outcome, reward=share_reward(judged(1 / len(cast.references)), ids[1:]))
     if reward.disagreement == "likelihood":
         target, *references = (
-            answer_logps(*model, images, words, consensus_words(said[1:], outcome, number, translate))
+            answer_logps(*model, images, words, consensus_words(said[1:], outcome, number, translate), shown)
             for number, (model, words) in enumerate(zip(models, asked, strict=True))
         )
         gap = likelihood_gap(target, jnp.stack(references))
@@ -68,10 +70,15 @@ class Answer(NamedTuple):
 
 @partial(jax.jit, static_argnames=("max_new_tokens",))
 def answer(
-    params: Params, role: Role, images: UInt8[Array, "B H W 3"], questions: Questions, max_new_tokens: int
+    params: Params,
+    role: Role,
+    images: UInt8[Array, "I H W 3"],
+    questions: Questions,
+    max_new_tokens: int,
+    shown: Int[Array, "B"] | None = None,
 ) -> Answer:
-    """Greedy answers to G questions about each image."""
-    prompt, features = _asked(params, role, images, questions)
+    """Greedy answers to G questions about each image, or about those that are `shown`."""
+    prompt, features = _asked(params, role, images, questions, shown)
     done = sample(
         params,
         role.config,
@@ -90,14 +97,19 @@ def answer(
 
 @jax.jit
 def answer_logps(
-    params: Params, role: Role, images: UInt8[Array, "B H W 3"], questions: Questions, answers: Questions
+    params: Params,
+    role: Role,
+    images: UInt8[Array, "I H W 3"],
+    questions: Questions,
+    answers: Questions,
+    shown: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B G"]:
-    """Log-probabilities of given answers to G questions about each image, each divided by its tokens (nats).
+    """Log-probabilities of given answers to the questions of `answer`, each divided by its tokens (nats).
 
     An end is put behind each answer, and is one of its tokens: else "1" would be as likely as "12". Image and prompt
     are those of `answer`, and in one compiled step are computed once for both.
     """
-    prompt, features = _asked(params, role, images, questions)
+    prompt, features = _asked(params, role, images, questions, shown)
     ids, words = (x.reshape(-1, 1, x.shape[-1]) for x in answers)
     place, length = jnp.arange(ids.shape[-1] + 1), words.sum(-1, keepdims=True)
     ids = jnp.where(place == length, role.config.eos_token_ids[-1], jnp.pad(ids, ((0, 0), (0, 0), (0, 1))))
@@ -106,11 +118,12 @@ def answer_logps(
 
 
 def _asked(
-    params: Params, role: Role, images: UInt8[Array, "B H W 3"], questions: Questions
-) -> tuple[Prompt, Float[Array, "N I D"]]:
+    params: Params, role: Role, images: UInt8[Array, "I H W 3"], questions: Questions, shown: Int[Array, "B"] | None
+) -> tuple[Prompt, Float[Array, "N S D"]]:
     """The prompt of each of the N = B * G questions, and the features of its image."""
     ids, mask = (x.reshape(-1, x.shape[-1]) for x in questions)
     features = encode_images(params, role.config, preprocess_on_device(role.config, images))
+    features = features if shown is None else features[shown]
     return fill(role.template, ids, mask, role.config.pad_token_id), jnp.repeat(features, questions[0].shape[1], axis=0)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, UInt8
+from jaxtyping import Array, Bool, Int, UInt8
 
 from auditdm_jax.checks import Faults, faults_of_edits, faults_of_generations
 from auditdm_jax.config import CHANNELS, Probing, TrainConfig
@@ -54,6 +54,13 @@ class Layout:
     def new(self) -> np.ndarray:
         """bool [B]: the images of whose new images a new question is asked."""
         return (np.array(self.channels) != QUESTION) & ~np.array(self.old)
+
+    def distinct(self, generations: int) -> tuple[Int[np.ndarray, "D"], Int[np.ndarray, "N"]]:
+        """Of N = B * G probed images those that differ, and which of these each is: a question leaves its image as it
+        is."""
+        first = np.arange(len(self.channels) * generations)
+        asks = np.repeat(np.array(self.channels) == QUESTION, generations)
+        return np.unique(np.where(asks, first // generations * generations, first), return_inverse=True)
 
 
 @cache

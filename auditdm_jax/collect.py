@@ -132,10 +132,12 @@ def collect_probes(
     # One question for each of the N images.
     written = jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), probes.written)
     rewarded = _rewarded if translate else _rewarded_compiled
+    distinct, shown = shared_out.distinct(generations)
     outcome, rewards, archive = rewarded(
         frozen,
         cast,
-        probes.images,
+        probes.images[distinct],
+        jnp.asarray(shown),
         probes.questions,
         flaws,
         written,
@@ -212,6 +214,7 @@ def _rewarded(
     frozen: Frozen,
     cast: Cast,
     images: Array,
+    shown: Array,
     questions: Completions,
     flaws: dict[str, Array],
     written: Completions,
@@ -223,7 +226,8 @@ def _rewarded(
 ) -> tuple[Outcome, Array, Array]:
     words, _, _ = words_of(questions, cast.auditor.config)
     asked = (questions.ids, words)
-    outcome = examine(frozen, cast, images, asked, flaws, settings.reward, settings.max_answer_tokens, translate)
+    tokens = settings.max_answer_tokens
+    outcome = examine(frozen, cast, images, asked, flaws, settings.reward, tokens, translate, shown)
     return outcome, *diversified(outcome, written, archive, settings.reward, settings.floor(step))
 
 

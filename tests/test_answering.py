@@ -49,12 +49,18 @@ def scored_alone(vlm, image, question, answer):
     return float(logps[np.arange(len(after)), after].mean())
 
 
+def asked_twice(vlm, answers):
+    return tokens_of(vlm, QUESTIONS[:1] * 2), tokens_of(vlm, answers[:1] * 2, 3)
+
+
 @pytest.mark.parametrize("member", [0, 1])  # of both families
 def test_answers_are_scored_as_one_by_one(players, images, member):
     vlm = (players.target, *players.references)[member]
     role = training.cast_of(players, ["?"]).target if member == 0 else training.cast_of(players, ["?"]).references[0]
     answers = [["3", "top left", "red"], ["stop", "no", "bottom right"]]
     found = answer_logps(vlm.params, role, images, tokens_of(vlm, QUESTIONS), tokens_of(vlm, answers, 3))
+    again = answer_logps(vlm.params, role, images[:1], *asked_twice(vlm, answers), np.array([0, 0]))
+    np.testing.assert_allclose(again[1], found[0], rtol=1e-4, atol=1e-4)  # as shown the first image
     alone = [[scored_alone(vlm, images[i], QUESTIONS[i][j], answers[i][j]) for j in range(3)] for i in range(2)]
     np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)
 

@@ -18,9 +18,10 @@ from auditdm_jax.config import CHANNELS, AuditConfig, Models, Probing, RenderSet
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.rollout import ask, question_logps, words_of
+from auditdm_jax.rollout import ask, decode, question_logps, words_of
 from auditdm_jax.scenes.dataset import SceneSource, scenes_of
 from auditdm_jax.step import make_step, update
+from auditdm_jax.topics import topics_of
 
 ALL = Probing(channels=CHANNELS)
 IMAGES, GENERATIONS = 6, 3
@@ -32,6 +33,12 @@ def test_layout_by_hand():
     assert names == ["question", "question", "edit", "question", "question", "question", "edit", "question"]
     assert [row for row, old in enumerate(shared_out.old) if old] == [2]
     assert shared_out.through("edit").tolist() == [2, 6]
+
+
+def test_distinct_images_by_hand():
+    distinct, shown = layout(Probing(channels=("question", "edit")), 3).distinct(2)  # question, edit, question
+    assert distinct.tolist() == [0, 2, 3, 4]
+    assert distinct[shown].tolist() == [0, 0, 2, 3, 4, 4]
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=3, max_size=3), st.integers(1, 40), st.floats(0, 1))
@@ -235,6 +242,29 @@ def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, st
         shown = np.asarray(asked.mask[:, generation])
         sampled = np.where(shown, np.asarray(asked.logps[:, generation]), 0)
         np.testing.assert_allclose(np.where(shown, np.asarray(logps[:, 0]), 0), sampled, atol=2e-4)
+
+
+def test_topics_begin_what_is_asked_of_the_images_themselves(parts, started, images):
+    """Of what is written for a channel only questions; the new questions of new images are the auditor's own."""
+    config, players, cast, prober = parts
+    settings, state = started
+    topics = topics_of(players.auditor, ("how many", "where is"), config.max_question_tokens)
+    settings = replace(settings, reward=replace(settings.reward, topics=("how many", "where is"), topic_share=1.0))
+    trained = replace(state.trained, topics=jnp.zeros((2, 2)))
+    cast = replace(cast, auditor=replace(cast.auditor, topics=topics))
+    batch, memory, _, _ = collect_probes(
+        trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None, prober=prober,
+    )  # fmt: skip
+    texts = np.array(decode(players.auditor, batch.questions)).reshape(IMAGES, GENERATIONS)
+    asks = layout(ALL, IMAGES).through("question")
+    begun = np.vectorize(lambda text: text.startswith(("how many", "where is")))(texts)
+    assert begun[asks].all()
+    assert not np.delete(begun, asks, axis=0).any()
+    assert float(memory["topics"][0].sum()) == len(asks) * GENERATIONS
+    # The tokens of a beginning count in the update where the question paid.
+    first = np.asarray(batch.learned)[asks, :, 0]
+    np.testing.assert_array_equal(first, np.asarray(batch.rewards)[asks] > 0)
+    assert np.asarray(batch.learned)[asks, :, 2].all()
 
 
 def test_three_steps_compile_once(parts, started):
