@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from auditdm_jax.channels import QUESTION, Prober, Studio, instructions_of, layout
+from auditdm_jax.channels import Prober, Studio, instructions_of
 from auditdm_jax.config import CHANNELS, TrainConfig
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer
+from auditdm_jax.layout import QUESTION, layout
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Asked
 from auditdm_jax.prompts import instruction_prompts

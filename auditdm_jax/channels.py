@@ -12,16 +12,16 @@ images comes without questions. The reward credits what was written for the chan
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Bool, UInt8
 
 from auditdm_jax.checks import Faults, faults_of_edits, faults_of_generations
-from auditdm_jax.config import CHANNELS, Probing, TrainConfig
+from auditdm_jax.config import Probing, TrainConfig
+from auditdm_jax.layout import QUESTION, Layout, layout
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import texts_of
@@ -36,53 +36,6 @@ FAULTS = ("collapsed", "no_effect", "drifted")
 """Why a new image counts for nothing, see `checks.Faults`."""
 SKIPS = ("truncated prompt", "not a number", "unsafe")
 """What befell the renderer, see `counterfactuals`; an image that it could not make is collapsed or without effect."""
-QUESTION = CHANNELS.index("question")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which channel each image of a batch goes through, as its place in `CHANNELS`, and whether its question is an old
-    one. Fixed for a run, so that nothing compiles twice."""
-
-    channels: tuple[int, ...]
-    old: tuple[bool, ...]
-
-    def through(self, name: str) -> np.ndarray:
-        """int [n]: the images of a channel."""
-        return np.flatnonzero(np.array(self.channels) == CHANNELS.index(name))
-
-    def new(self) -> np.ndarray:
-        """bool [B]: the images of whose new images a new question is asked."""
-        return (np.array(self.channels) != QUESTION) & ~np.array(self.old)
-
-    def distinct(self, generations: int) -> tuple[Int[np.ndarray, "D"], Int[np.ndarray, "N"]]:
-        """Of N = B * G probed images those that differ, and which of these each is: a question leaves its image as it
-        is."""
-        first = np.arange(len(self.channels) * generations)
-        asks = np.repeat(np.array(self.channels) == QUESTION, generations)
-        return np.unique(np.where(asks, first // generations * generations, first), return_inverse=True)
-
-
-@cache
-def layout(probing: Probing, images: int) -> Layout:
-    """Images shared out by the weights, by largest remainder, and each channel's old questions spread among its own.
-
-    Of 8 images, question and edit weighed 3 to 1, half of the questions old: six ask, two edit, one of these with an
-    old question. The channels alternate as evenly as their shares allow, so that a batch cut short has them all.
-    """
-    weights = np.array(probing.channel_weights or [1.0] * len(probing.channels))
-    given, old = np.zeros(len(weights)), np.zeros(len(weights))
-    rows, are_old = [], []
-    for number in range(images):
-        chosen = int(np.argmax((number + 1) * weights / weights.sum() - given))
-        given[chosen] += 1
-        is_old = probing.channels[chosen] != "question" and old[chosen] < int(
-            given[chosen] * probing.old_questions + 0.5
-        )
-        old[chosen] += is_old
-        rows.append(CHANNELS.index(probing.channels[chosen]))
-        are_old.append(bool(is_old))
-    return Layout(tuple(rows), tuple(are_old))
 
 
 def instructions_of(config: TrainConfig) -> list[str]:

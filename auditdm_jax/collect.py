@@ -15,9 +15,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from auditdm_jax.answering import Translate, examine
 from auditdm_jax.answers import mix32
-from auditdm_jax.channels import Prober, layout
+from auditdm_jax.channels import Prober
 from auditdm_jax.config import CHANNELS
 from auditdm_jax.conventions import GRPO
+from auditdm_jax.layout import layout
 from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
 from auditdm_jax.reward import Outcome, Reward, novelty_weights, question_ngrams

@@ -15,7 +15,7 @@ import optax
 
 from auditdm_jax.alarms import duplicates
 from auditdm_jax.answers import text_answer_id
-from auditdm_jax.channels import Prober, Studio, instructions_of, layout
+from auditdm_jax.channels import Prober, Studio, instructions_of
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
@@ -24,6 +24,7 @@ from auditdm_jax.errors import UserError
 from auditdm_jax.files import atomic_folder
 from auditdm_jax.health import weight_warnings
 from auditdm_jax.joint import make_joint_step
+from auditdm_jax.layout import layout
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
