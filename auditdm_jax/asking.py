@@ -4,7 +4,7 @@ The trained auditor asks through the run's channels, some questions with its top
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def make_ask(
     begin = make_begin(vlm, prober, chances) if chances else None
 
     def ask_batch(images: Images, key: Array) -> Asking:
-        begun = begin and begin(images, jax.random.fold_in(key, 1))
+        begun = begin and begin(images, jax.random.fold_in(key, 2**30))
         probes = prober(vlm.params, base.params, jnp.asarray(images), key, 1, begun)
         questions = decode(vlm, probes.questions)
         overlong = np.asarray(probes.overlong)[:, 0].tolist()
@@ -90,16 +90,16 @@ def make_begin(vlm: VLM, prober: Prober, chances: Mapping[str, float]) -> Callab
     assert topics is not None  # there are chances
 
     @jax.jit
-    def likely(images: Array) -> Array:
+    def likely(params: Any, images: Array) -> Array:
         ids, mask = (jnp.broadcast_to(x, (len(images), *x.shape)) for x in (topics.ids, topics.mask))
         prompt = prober.question_prompt(len(images))
-        return question_logps(vlm.params, vlm.config, prompt, images, ids, mask, temperature=1.0).sum(-1)
+        return question_logps(params, vlm.config, prompt, images, ids, mask, temperature=1.0).sum(-1)
 
     def begin(images: Images, key: Array) -> Begun:
         asks = layout(prober.probing, len(images)).through("question")
         topic = np.full(len(images), -1)
         rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
-        topic[asks] = share_out(rng, np.array(list(chances.values())), np.asarray(likely(images))[asks])
+        topic[asks] = share_out(rng, np.array(list(chances.values())), np.asarray(likely(vlm.params, images))[asks])
         return topics.begun(jnp.asarray(topic)[:, None], length)
 
     return begin

@@ -198,7 +198,9 @@ class Prober:
         begun: Begun | None = None,
     ) -> Completions:
         if begun is not None:
-            begun = Begun(*(jnp.pad(x, ((0, 0), (0, 0), (0, tokens - x.shape[2]))) for x in begun))
+            # Without an image that is asked about, what is written may be shorter than a question.
+            longer = ((0, 0), (0, 0), (0, max(0, tokens - begun.ids.shape[2])))
+            begun = Begun(*(jnp.pad(x[..., :tokens], longer) for x in begun))
         sampling = dict(num_generations=generations, max_new_tokens=tokens, temperature=self.temperature)
         return ask(params, self.config, prompt, images, key, begun=begun, **sampling)
 

@@ -51,7 +51,7 @@ class StepSettings:
 
 class FollowUps(NamedTuple):
     """The question of each image that N of the B groups were made into. prompt: [N, G, P]; questions: [N, G, T], with
-    an empty mask where the question is an old one, or itself what was written. groups: their numbers; None is all."""
+    an empty mask where it is an old one, or itself what was written. groups: their numbers, if not all B are here."""
 
     images: UInt8[Array, "N G H W 3"]
     prompt: Prompt
@@ -164,8 +164,9 @@ def collect_probes(
     batch = Batch(images, probes.prompt, probes.written, learned, rewards, ~zero_signal(outcome.reward))
     if (new := shared_out.new()).any():
         # Only these: else the update would run all new images through the auditor for nothing. But where `refill`
-        # picks among groups, each brings its own.
-        every = bool(settings.grpo.max_resamples)
+        # picks among groups, or rewards are scaled by those of the batch, all come along.
+        grpo = settings.grpo
+        every = grpo.max_resamples > 0 or grpo.convention().scale_rewards == "batch"
         rows = np.arange(len(new)) if every else np.flatnonzero(new)
         of_rows = lambda x: x.reshape(*shape, *x.shape[1:])[rows]  # noqa: E731
         asked = jax.tree.map(lambda x: of_rows(x[:, 0]), probes.questions)

@@ -167,10 +167,15 @@ class TrainConfig(RunPaths):
         if self.reward.disagreement == "share" and len(self.models.references) < 2:
             raise UserError("reward.disagreement is share with one reference: name two or more, or leave it binary")
 
+        if self.reward.topic_share and "question" not in self.probing.channels:
+            raise UserError(
+                "reward.topic-share is for questions, and none is written: leave it out, or add the channel"
+            )
+
     @property
     def topics(self) -> tuple[str, ...]:
-        """What some questions begin with: nothing where no question is written, or none has to."""
-        return self.reward.topics if self.reward.topic_share and "question" in self.probing.channels else ()
+        """What some questions begin with; nothing where none has to."""
+        return self.reward.topics if self.reward.topic_share else ()
 
 
 @dataclass(frozen=True)
@@ -194,8 +199,8 @@ class AuditConfig(RunPaths):
     temperature: float = 0.6
     """Of both auditors, when they ask: lower finds more failures, of fewer kinds. Training has one of its own."""
     topic_share: float = 0.1
-    """Share of the questions that must begin with a topic, if the run has any (reward.topic-share): as training found
-    these to bring something."""
+    """Share of the questions of images as they are that must begin with a topic, of a run that has topics
+    (reward.topic-share)."""
     batch_size: int = 256
     """Images that go through a model at once."""
 

@@ -57,6 +57,11 @@ class Convention:
     importance_sampling_clip_max: float | None = 3.0
     importance_sampling_clip_min: float | None = None
 
+    @property
+    def averages_empty(self) -> bool:
+        """Whether the loss is a mean over all completions, with or without tokens."""
+        return self.count_empty and self.loss_type in ("grpo", "rloo", "dr_grpo")
+
 
 _TRL = Convention(importance_sampling_mode="sequence_mask", use_bias_correction_kl=True)
 _TIS = Convention(importance_sampling_mode="token_truncate", importance_sampling_clip_max=2.0)

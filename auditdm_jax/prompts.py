@@ -158,14 +158,9 @@ def instruction_template(vlm: "VLM", instruction: str) -> PromptTemplate:
     return _with_image(vlm, PromptTemplate(token_ids(vlm.tokenizer, expanded), np.zeros(0, np.int32)))
 
 
-def instruction_prompts(vlm: "VLM", instructions: Sequence[str], beginnings: Sequence[list[int]] = ()) -> Prompt:
-    """An auditor's prompts, an image and one instruction each: [C, P], padded on the left to the longest.
-
-    beginnings: tokens of what the auditor goes on from, behind each instruction; by default none.
-    """
+def instruction_prompts(vlm: "VLM", instructions: Sequence[str]) -> Prompt:
+    """An auditor's prompts, an image and one instruction each: [C, P], padded on the left to the longest."""
     rows = [instruction_template(vlm, instruction).prefix_ids for instruction in instructions]
-    if beginnings:
-        rows = [np.append(row, np.array(begun, np.int32)) for row, begun in zip(rows, beginnings, strict=True)]
     width = max(map(len, rows))
     ids = np.stack([np.pad(row, (width - len(row), 0), constant_values=vlm.config.pad_token_id) for row in rows])
     lengths = np.array([len(row) for row in rows])

@@ -67,6 +67,8 @@ class Reward:
             raise UserError(f"reward.floor is {self.floor}: it is a share of the reward, from 0 to 1")
         if not 0 <= self.topic_share <= 1:
             raise UserError(f"reward.topic-share is {self.topic_share}: it is a share, from 0 to 1")
+        if bool(self.topic_share) != bool(self.topics) and self.topics != BEGINNINGS:
+            raise UserError("reward.topics and reward.topic-share belong together: give both, such as a share of 0.1")
         if len({*self.topics}) < len(self.topics) or not all(topic.strip() for topic in self.topics):
             raise UserError("reward.topics has a topic that is empty or stands twice: name each once")
 

@@ -139,12 +139,15 @@ def update(
     parts = [(batch.prompt, batch.images, batch.questions)]
     scored = [(batch.learned, batch.rewards)]
     if batch.new is not None:
-        new = batch.new
-        prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (new.prompt, new.images))
-        parts.append((prompt, images, jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), new.questions)))
-        rewards = batch.rewards if new.groups is None else batch.rewards[new.groups]
-        scored.append((new.questions.mask, rewards))
+        more = batch.new
+        prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (more.prompt, more.images))
+        parts.append((prompt, images, jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), more.questions)))
+        rewards = batch.rewards if more.groups is None else batch.rewards[more.groups]
+        scored.append((more.questions.mask, rewards))
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+
+    def averaged_over(mask: Array) -> Array | int:
+        return len(mask) if convention.averages_empty else jnp.maximum(mask.any(-1).sum(), 1)
 
     def logps_of(params: Params) -> list[Array]:
         asked = partial(question_logps, temperature=settings.grpo.temperature, remat=settings.remat)
@@ -164,7 +167,8 @@ def update(
             loss, metrics = policy_gradient_loss(
                 new, old, ref, mask, rewards.reshape(-1), group, convention, sampling_logps=sampled
             )
-            loss *= len(rewards) / len(batch.rewards)  # a question counts as much, whichever part it is in
+            # Each part is a mean of its own; a question counts as much, whichever part it is in.
+            loss *= averaged_over(mask) / averaged_over(rows(batch.learned))
             drift = jnp.where(mask, jnp.abs((new if old is None else old) - sampled), 0.0)
             metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / mask.sum()}
             found.append((loss, metrics))

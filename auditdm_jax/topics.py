@@ -1,7 +1,8 @@
 """Topics: beginnings of questions ("how many") with which some questions of a group must start.
 
-Which one is drawn by what it brings and what is still uncovered; the auditor goes on from there, and learns the
-beginning too where it paid. In an audit a share of the images has a topic, each where the auditor finds it likeliest.
+Which one is drawn by what it brings and what is still uncovered; the auditor goes on from there. Where the question
+earned something, its beginning counts in the update as if the auditor had chosen it. In an audit a share of the images
+has a topic, each where the auditor finds it likeliest.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ def zoo(tmp_path_factory):
 def test_the_trained_auditor_draws_the_topics_it_is_told(zoo):
     settings = TrainConfig(
         models=Models(zoo["auditor"], zoo["target"], (zoo["a"],), zoo["b"]),
-        reward=Reward(topics=("how many", "is there any")),
+        reward=Reward(topics=("how many", "is there any"), topic_share=0.1),
         max_question_tokens=6,
     )
     chances = {"how many": 0.0, "is there any": 1.0}

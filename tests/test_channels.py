@@ -203,12 +203,14 @@ def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, starte
     assert metrics["outcome/spoiled"] > 0
 
 
-def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, started, images):
+@pytest.mark.parametrize("preset", ["dr_grpo@auditdm", "dapo@trl", "grpo@verl"])
+def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, started, images, preset):
     """They change the gradient, of an empty mask they do not, and their prompts and images are those they were asked
     with: the log-probabilities come out as the sampler had them. Dynamic sampling has all groups in the update, the
     others without a question: the gradient is the same."""
     _, players, cast, prober = parts
     settings, state = started
+    settings = replace(settings, grpo=replace(settings.grpo, preset=preset))
 
     def collected(settings):
         batch, _, _, _ = collect_probes(

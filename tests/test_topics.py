@@ -138,7 +138,6 @@ def test_who_has_no_topics_begins_as_it_likes():
     assert TrainConfig().topics == ()
     assert TrainConfig(reward=some).topics == BEGINNINGS_OF_QUESTIONS
     assert TrainConfig(reward=some, probing=Probing(channels=("question", "edit"))).topics == BEGINNINGS_OF_QUESTIONS
-    assert TrainConfig(reward=some, probing=Probing(channels=("edit",))).topics == ()
 
 
 @pytest.mark.parametrize(
