@@ -96,7 +96,7 @@ def make_begin(vlm: VLM, prober: Prober, chances: Mapping[str, float]) -> Callab
         return question_logps(params, vlm.config, prompt, images, ids, mask, temperature=1.0).sum(-1)
 
     def begin(images: Images, key: Array) -> Begun:
-        asks = layout(prober.probing, len(images)).through("question")
+        asks = layout(prober.probing, len(images)).asks()
         topic = np.full(len(images), -1)
         rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
         topic[asks] = share_out(rng, np.array(list(chances.values())), np.asarray(likely(vlm.params, images))[asks])

@@ -123,8 +123,7 @@ def collect_probes(
     images = jnp.asarray(images)
     current = auditor_params(trained.auditor, frozen.auditor)
     shared_out = layout(prober.probing, len(images))
-    asks = np.isin(np.arange(len(images)), shared_out.through("question"))
-    drawn = drawn_topics(trained, cast, settings, asks, key)
+    drawn = drawn_topics(trained, cast, settings, shared_out.asks(), key)
     generations = settings.grpo.num_generations
     probes = prober(current, frozen.auditor, images, key, generations, drawn and drawn.begun)
     shape = probes.empty.shape

@@ -23,16 +23,22 @@ class Layout:
         """int [n]: the images of a channel."""
         return np.flatnonzero(np.array(self.channels) == CHANNELS.index(name))
 
+    def asks(self) -> np.ndarray:
+        """bool [B]: the images that are asked about as they are."""
+        return np.array(self.channels) == QUESTION
+
     def new(self) -> np.ndarray:
         """bool [B]: the images of whose new images a new question is asked."""
-        return (np.array(self.channels) != QUESTION) & ~np.array(self.old)
+        return ~(self.asks() | np.array(self.old))
 
     def distinct(self, generations: int) -> tuple[Int[np.ndarray, "D"], Int[np.ndarray, "N"]]:
         """Of N = B * G probed images those that differ, and which of these each is: a question leaves its image as it
         is."""
         first = np.arange(len(self.channels) * generations)
-        asks = np.repeat(np.array(self.channels) == QUESTION, generations)
-        return np.unique(np.where(asks, first // generations * generations, first), return_inverse=True)
+        return np.unique(
+            np.where(np.repeat(self.asks(), generations), first // generations * generations, first),
+            return_inverse=True,
+        )
 
 
 @cache

@@ -162,8 +162,7 @@ def update(
         found = []
         logps = logps_of(auditor_params(trainable, frozen.auditor))
         for new, old, ref, (learned, rewards), part in zip(logps, old_logps, ref_logps, scored, parts, strict=True):
-            mask, sampled = rows(learned), rows(part[2].logps)
-            group = settings.grpo.num_generations
+            mask, sampled, group = rows(learned), rows(part[2].logps), settings.grpo.num_generations
             loss, metrics = policy_gradient_loss(
                 new, old, ref, mask, rewards.reshape(-1), group, convention, sampling_logps=sampled
             )
