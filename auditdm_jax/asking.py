@@ -1,28 +1,27 @@
 """[host] Who asks and who answers in an audit: the models of a run, each as a function of a batch of images.
 
-The trained auditor asks through the run's channels, some questions with its topics; all models stay loaded.
+The trained auditor asks through the run's channels, guided by what the run knows of it; all models stay loaded.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
 from auditdm_jax.channels import Prober, Studio, instructions_of
+from auditdm_jax.choice import Choice, Guide
 from auditdm_jax.config import CHANNELS, TrainConfig
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer
-from auditdm_jax.layout import QUESTION, layout
+from auditdm_jax.layout import layout
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Asked
 from auditdm_jax.prompts import instruction_prompts
-from auditdm_jax.rollout import decode, question_logps
-from auditdm_jax.sampling import Begun
+from auditdm_jax.rollout import decode
 from auditdm_jax.scenes.zoo_paths import load_model
-from auditdm_jax.topics import share_out, topics_of
+from auditdm_jax.topics import topics_of
 
 Images = UInt8[np.ndarray, "B H W 3"]
 Answer = Callable[[Images, Sequence[str]], list[str]]
@@ -52,22 +51,22 @@ class Panel(NamedTuple):
 
 
 def make_ask(
-    vlm: VLM,
-    base: VLM,
-    settings: TrainConfig,
-    temperature: float,
-    studio: Studio | None,
-    chances: Mapping[str, float] | None = None,
+    vlm: VLM, base: VLM, settings: TrainConfig, temperature: float, studio: Studio | None, guide: Guide | None = None
 ) -> Ask:
-    """One sampled probe an image, through the channels of the run. base: the auditor before training. chances: of each
-    topic that a question may begin with; what is left of 1 goes to questions without."""
+    """One sampled probe an image, through the channels of the run. base: the auditor before training. guide: which of
+    several candidates is asked.
+
+    Raises UserError for a guide of another auditor.
+    """
     prompts = instruction_prompts(vlm, instructions_of(settings))
-    prober = Prober.of_run(settings, vlm, prompts, temperature, studio)
-    begin = make_begin(vlm, prober, chances) if chances else None
+    heads = len(prompts.input_ids) + len(settings.topics)
+    if guide and guide.critic.shape != (heads, vlm.config.text.width + 1):
+        raise UserError("the run's critic is of another auditor or other channels: train again, or give --candidates 1")
+    choice = guide and Choice(guide, topics_of(vlm, guide.topics, settings.max_question_tokens))
+    prober = Prober.of_run(settings, vlm, prompts, temperature, studio, choice)
 
     def ask_batch(images: Images, key: Array) -> Asking:
-        begun = begin and begin(images, jax.random.fold_in(key, 2**30))
-        probes = prober(vlm.params, base.params, jnp.asarray(images), key, 1, begun)
+        probes = prober(vlm.params, base.params, jnp.asarray(images), key, 1)
         questions = decode(vlm, probes.questions)
         overlong = np.asarray(probes.overlong)[:, 0].tolist()
         faults = {name: np.asarray(each).tolist() for name, each in probes.faults.items()}
@@ -82,36 +81,13 @@ def make_ask(
     return ask_batch
 
 
-def make_begin(vlm: VLM, prober: Prober, chances: Mapping[str, float]) -> Callable[[Images, Array], Begun]:
-    """What the questions of a batch must begin with: topics as `share_out` gives them to the images that are asked
-    about. chances: as `make_ask` has them."""
-    length = prober.limits[QUESTION]
-    topics = topics_of(vlm, tuple(chances), length)
-    assert topics is not None  # there are chances
-
-    @jax.jit
-    def likely(params: Any, images: Array) -> Array:
-        ids, mask = (jnp.broadcast_to(x, (len(images), *x.shape)) for x in (topics.ids, topics.mask))
-        prompt = prober.question_prompt(len(images))
-        return question_logps(params, vlm.config, prompt, images, ids, mask, temperature=1.0).sum(-1)
-
-    def begin(images: Images, key: Array) -> Begun:
-        asks = layout(prober.probing, len(images)).asks()
-        topic = np.full(len(images), -1)
-        rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
-        topic[asks] = share_out(rng, np.array(list(chances.values())), np.asarray(likely(vlm.params, images))[asks])
-        return topics.begun(jnp.asarray(topic)[:, None], length)
-
-    return begin
-
-
 def load_panel(
-    trained: str, settings: TrainConfig, temperature: float, batch_size: int, topics: Mapping[str, float] | None = None
+    trained: str, settings: TrainConfig, temperature: float, batch_size: int, guide: Guide | None = None
 ) -> tuple[Panel, int]:
     """The models of a run, and the largest image size any of them takes; the others resample on the device.
 
-    trained: the trained auditor, or "" to measure the auditor before training alone. topics: the trained one's chances,
-    as `make_ask` has them. Raises UserError for a model that cannot be loaded.
+    trained: the trained auditor, or "" to measure the auditor before training alone. guide: of the trained one.
+    Raises UserError for a model that cannot be loaded, and as `make_ask` does.
     """
     names = settings.models
     dtype = jnp.dtype(settings.dtype)
@@ -131,7 +107,7 @@ def load_panel(
         return Answerer.of_run(vlm, base, settings, batch_size)
 
     panel = Panel(
-        make_ask(auditor, base, settings, temperature, studio, topics),
+        make_ask(auditor, base, settings, temperature, studio, guide),
         make_ask(base, base, settings, temperature, studio) if trained else None,
         answerer(target),
         tuple(answerer(vlm) for vlm in references),

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from auditdm_jax import discoveries
 from auditdm_jax.asking import Answer, Ask, Asking, Images, Panel, load_panel
-from auditdm_jax.config import AuditConfig
+from auditdm_jax.choice import Guide
+from auditdm_jax.config import AuditConfig, TrainConfig
+from auditdm_jax.critic import read_critic
 from auditdm_jax.data import ImageSource, open_images, reasons, trained_files
 from auditdm_jax.errors import one_line
 from auditdm_jax.files import write_json
@@ -32,7 +34,6 @@ from auditdm_jax.runs import audit_settings
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.summary import report_lines, summarize
-from auditdm_jax.topics import read_weights
 
 
 class Batches(Protocol):
@@ -158,6 +159,14 @@ def open_unseen(
     return source
 
 
+def guide_of(config: AuditConfig, settings: TrainConfig) -> Guide | None:
+    """What the run knows of its auditor's questions; None where every question is asked as it is drawn."""
+    topics = settings.topics if config.topic_share else ()
+    if config.candidates == 1 and not topics:
+        return None
+    return Guide(read_critic(Path(config.out) / config.name), config.candidates, topics, config.topic_share)
+
+
 def main(config: AuditConfig) -> dict[str, Any]:
     """Runs the audit, writes `<out>/<name>/audit/` (discoveries, other questions, summary), prints what it
     found.
@@ -170,11 +179,8 @@ def main(config: AuditConfig) -> dict[str, Any]:
         run = one_line(Path(config.out) / config.name)
         print(f"there is no run {run}: auditing with the untrained auditor {one_line(models.auditor)!r}")
     batch_size = min(config.batch_size, config.questions)
-    topics = None
-    if trained and settings.topics and config.topic_share:
-        weights = read_weights(Path(config.out) / config.name, settings.topics)
-        topics = {name: config.topic_share * weight / sum(weights.values()) for name, weight in weights.items()}
-    panel, size = load_panel(trained, settings, config.temperature, batch_size, topics)
+    guide = guide_of(config, settings) if trained and not config.auditor else None
+    panel, size = load_panel(trained, settings, config.temperature, batch_size, guide)
     spec = config.images or settings.images
     source = open_unseen(spec, settings.images, size, batch_size, config.seed)
     limits = (config.questions, config.prompt_only_questions, settings.reward.agreement, config.seed)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from auditdm_jax.checks import Faults, faults_of_edits, faults_of_generations
+from auditdm_jax.choice import Choice
 from auditdm_jax.config import Probing, TrainConfig
 from auditdm_jax.layout import QUESTION, Layout, layout
 from auditdm_jax.models.multimodal import VLMConfig
@@ -43,6 +44,11 @@ def instructions_of(config: TrainConfig) -> list[str]:
     probing = config.probing
     others = [probing.command_instruction, probing.caption_instruction] if probing.channels != ("question",) else []
     return [config.instruction, *others]
+
+
+def limits_of(config: TrainConfig) -> tuple[int, int, int]:
+    """The most tokens of what is written for each of `CHANNELS`."""
+    return config.max_question_tokens, config.probing.max_command_tokens, config.probing.max_caption_tokens
 
 
 class Studio(NamedTuple):
@@ -123,7 +129,8 @@ class Probes(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Prober:
     """How an auditor probes: its configuration, tokenizer and prompts ([C, P], in the order of `CHANNELS`), the
-    channels, the most tokens of a question, a command and a caption, the sampling temperature, the pipelines."""
+    channels, the most tokens of a question, a command and a caption, the sampling temperature, the pipelines. choice:
+    among candidates, for an audit; else all that is written is asked."""
 
     config: VLMConfig
     tokenizer: Any
@@ -132,14 +139,21 @@ class Prober:
     limits: tuple[int, int, int]
     temperature: float
     studio: Studio | None
+    choice: Choice | None = None
 
     @classmethod
     def of_run(
-        cls, config: TrainConfig, auditor: VLM, prompts: Prompt, temperature: float, studio: Studio | None
+        cls,
+        config: TrainConfig,
+        auditor: VLM,
+        prompts: Prompt,
+        temperature: float,
+        studio: Studio | None,
+        choice: Choice | None = None,
     ) -> "Prober":
         """As the run is set."""
-        limits = (config.max_question_tokens, config.probing.max_command_tokens, config.probing.max_caption_tokens)
-        return cls(auditor.config, auditor.tokenizer, prompts, config.probing, limits, temperature, studio)
+        settings = config.probing, limits_of(config), temperature
+        return cls(auditor.config, auditor.tokenizer, prompts, *settings, studio, choice)
 
     def __call__(
         self,
@@ -150,17 +164,17 @@ class Prober:
         generations: int,
         begun: Begun | None = None,
     ) -> Probes:
-        """G = `generations` probes of each image.
+        """G = `generations` probes of each image; with a choice one.
 
         params: of the auditor that writes, and asks new questions; base: of the one that asks old questions. begun: as
-        `sample` has it, of a question's length.
+        `sample` has it, of a question's length; a choice has its own.
         """
         keys, images = jax.random.split(key, 4), jnp.asarray(images)
         shared_out = layout(self.probing, len(images))
         channels = np.array(shared_out.channels)
         limits = np.array(self.limits)[channels]
         prompt = prompt_rows(self.prompts, jnp.asarray(channels))
-        written = self._ask(params, prompt, images, keys[0], generations, int(limits.max()), begun)
+        written = self._written(shared_out, params, prompt, images, keys[0], generations, begun)
         words, empty, overlong = words_of(written, self.config)
         overlong |= written.mask.sum(-1) > jnp.asarray(limits)[:, None]
         texts = texts_of(self.tokenizer, written.ids, words)
@@ -187,6 +201,59 @@ class Prober:
             skips,
         )
 
+    def _written(
+        self,
+        shared_out: Layout,
+        params: Any,
+        prompt: Prompt,
+        images: Array,
+        key: Array,
+        generations: int,
+        begun: Begun | None,
+    ) -> Completions:
+        """What is written of each image for its channel, [B, G, T], padded to the longest."""
+        spans = shared_out.spans(self.limits)
+        channels, longest = np.array(shared_out.channels), max(tokens for _, tokens in spans)
+        parts = []
+        for number, (rows, tokens) in enumerate(spans):
+            place = np.array(rows)
+            some = Prompt(prompt.input_ids[place], prompt.attention_mask[place])
+            given = params, some, images[place], jax.random.fold_in(key, number)
+            if self.choice is not None:
+                part = self._chosen(self.choice, *given, channels[place], tokens, topical=True)
+            else:
+                begins = begun and Begun(begun.ids[place], begun.mask[place])
+                part = self._ask(*given, generations, tokens, begins)
+            parts.append(self._padded(part, longest))
+        order = np.argsort(np.concatenate([rows for rows, _ in spans]))
+        return jax.tree.map(lambda *x: jnp.concatenate(x)[order], *parts)
+
+    def _padded(self, written: Completions, tokens: int) -> Completions:
+        """The completions at a length, longer or shorter than they have."""
+        ids, mask, logps = (x[..., :tokens] for x in (written.ids, written.mask, written.logps))
+        width = ((0, 0), (0, 0), (0, tokens - ids.shape[-1]))
+        ids = jnp.pad(ids, width, constant_values=self.config.pad_token_id)
+        return Completions(ids, jnp.pad(mask, width), jnp.pad(logps, width), written.ends)
+
+    def _chosen(
+        self,
+        choice: Choice,
+        params: Any,
+        prompt: Prompt,
+        images: Array,
+        key: Array,
+        channels: np.ndarray,
+        tokens: int,
+        *,
+        topical: bool,
+    ) -> Completions:
+        """One candidate of each image, [B, 1, T]. topical: some are questions that begin with a topic."""
+        asks = channels == QUESTION
+        begun = choice.begun(asks, tokens) if topical and asks.any() else None
+        count = choice.guide.candidates if begun is None else begun.ids.shape[1]
+        written = self._ask(params, prompt, images, key, count, tokens, begun)
+        return choice.pick(written, channels, asks, jax.random.fold_in(key, 1))
+
     def _ask(
         self,
         params: Any,
@@ -198,7 +265,7 @@ class Prober:
         begun: Begun | None = None,
     ) -> Completions:
         if begun is not None:
-            # Without an image that is asked about, what is written may be shorter than a question.
+            # A command is no question, and a shorter or longer one: nothing is begun there.
             longer = ((0, 0), (0, 0), (0, max(0, tokens - begun.ids.shape[2])))
             begun = Begun(*(jnp.pad(x[..., :tokens], longer) for x in begun))
         sampling = dict(num_generations=generations, max_new_tokens=tokens, temperature=self.temperature)
@@ -242,9 +309,7 @@ class Prober:
         """The question of each probe, [N, 1, T]: what was written, an old one of the image, or a new one."""
         tokens = self.limits[QUESTION]
         generations = len(probed) // len(images)
-        asked = jax.tree.map(lambda x: x[:, :, :tokens].reshape(len(probed), 1, -1), written)
-        width = asked.ids.shape[-1]
-        asked = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, tokens - width))), asked)
+        asked = self._padded(jax.tree.map(lambda x: x.reshape(len(probed), 1, x.shape[-1]), written), tokens)
         old, new = np.flatnonzero(shared_out.old), np.flatnonzero(shared_out.new())
         if len(old):
             asks = self._ask(base, self.question_prompt(len(old)), images[old], keys[0], 1, tokens)
@@ -252,7 +317,11 @@ class Prober:
             asked = jax.tree.map(lambda all_, some: all_.at[rows].set(some[:, None]), asked, asks)
         if len(new):
             rows = (new[:, None] * generations + np.arange(generations)).reshape(-1)
-            asks = self._ask(params, self.question_prompt(len(rows)), probed[rows], keys[1], 1, tokens)
+            given = params, self.question_prompt(len(rows)), probed[rows], keys[1]
+            if self.choice is None:
+                asks = self._ask(*given, 1, tokens)
+            else:
+                asks = self._chosen(self.choice, *given, np.full(len(rows), QUESTION), tokens, topical=False)
             asked = jax.tree.map(lambda all_, some: all_.at[rows].set(some), asked, asks)
         return asked
 

@@ -5,7 +5,7 @@ images -> what the auditor writes -> (new images ->) answers of target and refer
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from auditdm_jax.answers import mix32
 from auditdm_jax.channels import Prober
 from auditdm_jax.config import CHANNELS
 from auditdm_jax.conventions import GRPO
-from auditdm_jax.layout import layout
+from auditdm_jax.critic import chances, taught
+from auditdm_jax.layout import QUESTION, Spans, layout
 from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
 from auditdm_jax.reward import Outcome, Reward, novelty_weights, question_ngrams
@@ -27,13 +28,14 @@ from auditdm_jax.sampling import Begun, Completions, Prompt
 from auditdm_jax.state import Cast, Frozen, Params, Trained
 from auditdm_jax.topics import counted, draw_topics, topic_weights, unpaid
 
-Memory = dict[str, Array]
-"""What a batch changes of `state.Trained`: the archive, and the counts of the topics."""
+Memory = dict[str, Any]
+"""What a batch changes of `state.Trained`: the archive, the critic, and the counts of the topics."""
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step is compiled for. steps: of the whole run."""
+    """What a step is compiled for. steps: of the whole run. spans: how long what is written of each image may be, where
+    that differs."""
 
     grpo: GRPO
     reward: Reward
@@ -42,6 +44,7 @@ class StepSettings:
     max_answer_tokens: int
     remat: bool
     optimizer: optax.GradientTransformation
+    spans: Spans = ()
 
     def floor(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """The reward's floor at a step. It rises in a line: what was found early and rarely would be lost to what
@@ -85,7 +88,8 @@ def collect(
 ) -> tuple[Batch, Memory, dict[str, Array], dict[str, Array]]:
     """Questions about a batch of images, answered and rewarded; the new memory, metrics, and the record."""
     drawn = drawn_topics(trained, cast, settings, np.ones(len(images), bool), key)
-    prompt = prompt_rows(cast.auditor.prompts, jnp.zeros(len(images), jnp.int32))
+    channels = jnp.full(len(images), QUESTION)
+    prompt = prompt_rows(cast.auditor.prompts, channels)
     questions = ask(
         auditor_params(trained.auditor, frozen.auditor),
         cast.auditor.config,
@@ -102,8 +106,9 @@ def collect(
     asked = (questions.ids, words)
     outcome = examine(frozen, cast, images, asked, flaws, settings.reward, settings.max_answer_tokens, translate)
     rewards, archive = diversified(outcome, questions, trained.archive, settings.reward, settings.floor(trained.step))
-    memory, learned = remembered(trained, archive, drawn, questions, outcome)
-    metrics = asked_metrics(outcome, rewards, questions)
+    heads = heads_of(cast, channels, drawn, outcome)
+    memory, learned = remembered(trained, archive, drawn, questions, heads, outcome)
+    metrics = asked_metrics(outcome, rewards, questions) | foreseen(trained, questions, heads, outcome)
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "reward": rewards, **recorded(outcome)}
     return Batch(images, prompt, questions, learned, rewards, ~zero_signal(outcome.reward)), memory, metrics, record
 
@@ -147,7 +152,8 @@ def collect_probes(
         translate=translate,
     )
     outcome, rewards = jax.tree.map(lambda x: x.reshape(shape), (outcome, rewards))
-    metrics = asked_metrics(outcome, rewards, probes.written)
+    heads = heads_of(cast, jnp.asarray(shared_out.channels), drawn, outcome)
+    metrics = asked_metrics(outcome, rewards, probes.written) | foreseen(trained, probes.written, heads, outcome)
     for name in CHANNELS:
         rows = shared_out.through(name)
         if len(rows):
@@ -159,7 +165,7 @@ def collect_probes(
     ids, mask = (x.reshape(*shape, -1) for x in (probes.questions.ids, probes.questions.mask))
     record = {"question_ids": ids, "question_mask": mask, "reward": rewards, "images": probes.images}
     record |= recorded(outcome)
-    memory, learned = remembered(trained, archive, drawn, probes.written, outcome)
+    memory, learned = remembered(trained, archive, drawn, probes.written, heads, outcome)
     batch = Batch(images, probes.prompt, probes.written, learned, rewards, ~zero_signal(outcome.reward))
     if (new := shared_out.new()).any():
         # Only these: else the update would run all new images through the auditor for nothing. But where `refill`
@@ -200,14 +206,20 @@ def drawn_topics(
 
 
 def remembered(
-    trained: Trained, archive: Float[Array, "A"], drawn: Drawn | None, written: Completions, outcome: Outcome
+    trained: Trained,
+    archive: Float[Array, "A"],
+    drawn: Drawn | None,
+    written: Completions,
+    heads: Int[Array, "B G"],
+    outcome: Outcome,
 ) -> tuple[Memory, Bool[Array, "B G T"]]:
     """The new memory, and the tokens that the loss is over: all, but for beginnings that earned nothing."""
+    memory = {"archive": archive, "critic": taught(trained.critic, written.ends, heads, outcome.claimed)}
     if drawn is None:
-        return {"archive": archive}, written.mask
+        return memory, written.mask
     begun = drawn.begun.mask
     begun = jnp.pad(begun, ((0, 0), (0, 0), (0, written.mask.shape[-1] - begun.shape[-1])))
-    memory = {"archive": archive, "topics": counted(trained.topics, drawn.topic, outcome.claimed)}
+    memory["topics"] = counted(trained.topics, drawn.topic, outcome.claimed)
     return memory, written.mask & ~unpaid(begun, outcome.reward)
 
 
@@ -244,6 +256,21 @@ def asked_metrics(outcome: Outcome, rewards: Float[Array, "B G"], written: Compl
     metrics |= {"reward/groups_without_signal": zero_signal(outcome.reward).mean()}
     metrics |= {"reward/groups_without_signal_expected": expected}
     return metrics | {"question/tokens": written.mask.sum(-1).mean()}
+
+
+def heads_of(cast: Cast, channels: Int[Array, "B"], drawn: Drawn | None, outcome: Outcome) -> Int[Array, "B G"]:
+    """Which of the critic's heads sees each completion: its topic's, else its channel's."""
+    heads = jnp.broadcast_to(channels[:, None], outcome.claimed.shape)
+    if drawn is None:
+        return heads
+    return jnp.where(drawn.topic < 0, heads, len(cast.auditor.prompts.input_ids) + drawn.topic)
+
+
+def foreseen(trained: Trained, written: Completions, heads: Int[Array, "B G"], outcome: Outcome) -> dict[str, Array]:
+    """How well the critic knew, before it was taught them, which questions would be claimed: its mean squared error,
+    and that of who knows their share alone."""
+    error = jnp.square(chances(trained.critic.weights, written.ends, heads) - outcome.claimed).mean()
+    return {"critic/error": error, "critic/error_of_share": outcome.claimed.mean() * (1 - outcome.claimed.mean())}
 
 
 def recorded(outcome: Outcome) -> dict[str, Array]:

@@ -167,15 +167,10 @@ class TrainConfig(RunPaths):
         if self.reward.disagreement == "share" and len(self.models.references) < 2:
             raise UserError("reward.disagreement is share with one reference: name two or more, or leave it binary")
 
-        if self.reward.topic_share and "question" not in self.probing.channels:
-            raise UserError(
-                "reward.topic-share is for questions, and none is written: leave it out, or add the channel"
-            )
-
     @property
     def topics(self) -> tuple[str, ...]:
-        """What some questions begin with; nothing where none has to."""
-        return self.reward.topics if self.reward.topic_share else ()
+        """What some questions begin with; nothing where none has to, or none is written of an image as it is."""
+        return self.reward.topics if self.reward.topic_share and "question" in self.probing.channels else ()
 
 
 @dataclass(frozen=True)
@@ -198,15 +193,19 @@ class AuditConfig(RunPaths):
     """Judges discoveries on images other than scenes; by default the run's verifier."""
     temperature: float = 0.6
     """Of both auditors, when they ask: lower finds more failures, of fewer kinds. Training has one of its own."""
-    topic_share: float = 0.1
-    """Share of the questions of images as they are that must begin with a topic, of a run that has topics
-    (reward.topic-share)."""
+    candidates: int = 4
+    """Questions that the run's auditor draws of an image: the one that its critic finds likeliest to show a failure is
+    asked. 1: as drawn. The auditor before training has no critic."""
+    topic_share: float = 0.06
+    """Failures that questions with a topic are expected to bring, each topic as many, as a share of the images that are
+    asked about as they are (of a run that has topics, see reward.topic-share). A topic is asked where the critic finds
+    it worth it."""
     batch_size: int = 256
     """Images that go through a model at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "questions", "prompt_only_questions", "batch_size")
+        at_least_one(self, "questions", "prompt_only_questions", "candidates", "batch_size")
         if not 0 <= self.topic_share <= 1:
             raise UserError(f"topic-share is {self.topic_share}: it is a share, from 0 to 1")
         if self.temperature < 0:

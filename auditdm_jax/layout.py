@@ -10,6 +10,9 @@ from auditdm_jax.config import CHANNELS, Probing
 
 QUESTION = CHANNELS.index("question")
 
+Spans = tuple[tuple[tuple[int, ...], int], ...]
+"""Rows of a batch, and how many tokens they have; hashable."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -30,6 +33,12 @@ class Layout:
     def new(self) -> np.ndarray:
         """bool [B]: the images of whose new images a new question is asked."""
         return ~(self.asks() | np.array(self.old))
+
+    def spans(self, limits: tuple[int, ...]) -> "Spans":
+        """The images that are asked about, then the others, and how long what is written of them may be: a question is
+        not padded to a caption's length. limits: tokens, of each channel."""
+        longest, asks = np.array(limits)[np.array(self.channels)], self.asks()
+        return tuple((tuple(np.flatnonzero(of).tolist()), int(longest[of].max())) for of in (asks, ~asks) if of.any())
 
     def distinct(self, generations: int) -> tuple[Int[np.ndarray, "D"], Int[np.ndarray, "N"]]:
         """Of N = B * G probed images those that differ, and which of these each is: a question leaves its image as it

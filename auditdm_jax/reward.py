@@ -19,11 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from auditdm_jax.answers import mix32
 from auditdm_jax.errors import UserError
 
-BEGINNINGS = (
-    "what", "what is", "what does", "what color", "what shape", "what pattern", "what emotion", "which", "how many",
-    "how does", "where is", "is there", "are there", "is the", "does the", "can you see",
-)  # fmt: skip
-"""How questions about an image may begin, whatever the target."""
+BEGINNINGS = ("how many", "how does", "what color", "what shape", "what pattern", "what emotion", "where is")
+"""How questions about an image may begin, whatever the target. They name what is asked about: a bare "what is" ended in
+questions that are none ("what is the label say?"), of which references agree and targets do not all the same."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,8 @@ class Reward:
     counts most at first. Nearer to 1, success counts more in the end."""
     topics: tuple[str, ...] = BEGINNINGS
     """Beginnings with which some of the questions must start, drawn by what they bring and what is still uncovered."""
-    topic_share: float = 0.0
-    """Share of the questions that must begin with a topic; 0.1 finds more skills, with less success."""
+    topic_share: float = 0.1
+    """Share of the questions that must begin with a topic; 0: none."""
 
     def __post_init__(self) -> None:
         if not 0 < self.agreement <= 1:
@@ -67,8 +65,8 @@ class Reward:
             raise UserError(f"reward.floor is {self.floor}: it is a share of the reward, from 0 to 1")
         if not 0 <= self.topic_share <= 1:
             raise UserError(f"reward.topic-share is {self.topic_share}: it is a share, from 0 to 1")
-        if bool(self.topic_share) != bool(self.topics) and self.topics != BEGINNINGS:
-            raise UserError("reward.topics and reward.topic-share belong together: give both, such as a share of 0.1")
+        if self.topic_share and not self.topics:
+            raise UserError("reward.topics is empty: name at least one, or give --reward.topic-share 0")
         if len({*self.topics}) < len(self.topics) or not all(topic.strip() for topic in self.topics):
             raise UserError("reward.topics has a topic that is empty or stands twice: name each once")
 

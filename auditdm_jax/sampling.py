@@ -33,11 +33,13 @@ class Prompt:
 
 @flax.struct.dataclass
 class Completions:
-    """ids: pad after the end. mask: True on sampled tokens, the end token too. logps: nats, 0 elsewhere."""
+    """ids: pad after the end. mask: True on sampled tokens, the end token too. logps: nats, 0 elsewhere. ends: the
+    hidden states that the last tokens were drawn from, which have read all others."""
 
     ids: Int[Array, "B G T"]
     mask: Bool[Array, "B G T"]
     logps: Float32[Array, "B G T"]
+    ends: Float[Array, "B G D"]
 
 
 class Begun(NamedTuple):
@@ -135,9 +137,14 @@ def sample(
             ids = jnp.where(there, given, ids)
         return ids.astype(jnp.int32), _logps_of(logits, ids)
 
-    def write(out: Completions, done: Array, step: Array, ids: Array, logps: Array) -> tuple[Completions, Array]:
-        fields = (jnp.where(done, config.pad_token_id, ids), ~done, jnp.where(done, 0.0, logps))
-        out = Completions(*(a.at[:, :, step].set(f) for a, f in zip(_fields(out), fields, strict=True)))
+    def write(out: Completions, done: Array, step: Array, hidden: Array) -> tuple[Completions, Array]:
+        ids, logps = draw(hidden, step)
+        out = Completions(
+            ids=out.ids.at[:, :, step].set(jnp.where(done, config.pad_token_id, ids)),
+            mask=out.mask.at[:, :, step].set(~done),
+            logps=out.logps.at[:, :, step].set(jnp.where(done, 0.0, logps)),
+            ends=jnp.where(done[..., None], out.ends, hidden),
+        )
         return out, done | (ids[..., None] == ends).any(axis=-1)
 
     def unfinished(state: tuple) -> Array:
@@ -161,7 +168,7 @@ def sample(
             jax.lax.dynamic_update_slice_in_dim(old, new, step - 1, axis=4)
             for old, new in zip((keys, values), pairs, strict=True)
         )
-        out, done = write(out, done, step, *draw(x[:, :, 0], step))
+        out, done = write(out, done, step, x[:, :, 0])
         return step + 1, out, done, keys, values
 
     shape = (batch, rows, length)
@@ -169,17 +176,14 @@ def sample(
         ids=jnp.full(shape, config.pad_token_id, jnp.int32),
         mask=jnp.zeros(shape, bool),
         logps=jnp.zeros(shape),
+        ends=jnp.zeros((batch, rows, context.last.shape[-1]), context.last.dtype),
     )
-    out, done = write(out, jnp.zeros((batch, rows), bool), jnp.array(0), *draw(context.last[:, :, 0], jnp.array(0)))
+    out, done = write(out, jnp.zeros((batch, rows), bool), jnp.array(0), context.last[:, :, 0])
     if length == 1:
         return out
     cache_shape = (text.num_layers, batch, text.num_kv_heads, rows, length - 1, text.head_dim)
     cache = jnp.zeros(cache_shape, context.keys.dtype)
     return jax.lax.while_loop(unfinished, advance, (jnp.array(1), out, done, cache, cache))[1]
-
-
-def _fields(out: Completions) -> tuple[Array, Array, Array]:
-    return out.ids, out.mask, out.logps
 
 
 def completion_logps(

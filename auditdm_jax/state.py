@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from auditdm_jax.answers import TokenBytes
+from auditdm_jax.critic import Critic
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.prompts import PromptTemplate
 from auditdm_jax.sampling import Prompt
@@ -25,7 +26,7 @@ class Trained:
 
     auditor: all parameters, or LoRA adapters. step: updates done. key: the run's key; a step folds its number in, so
     that a resumed run repeats exactly. archive: how often each hashed part of a question was asked lately (>= 0).
-    topics: of each of the K topics, questions asked lately and failures found.
+    topics: of each of the K topics, questions asked lately and failures found. critic: tells which of them fail.
     """
 
     auditor: Params
@@ -34,6 +35,7 @@ class Trained:
     step: Int[Array, ""]
     archive: Float[Array, "A"]
     topics: Float[Array, "2 K"]
+    critic: Critic
 
 
 @flax.struct.dataclass

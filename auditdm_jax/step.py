@@ -13,15 +13,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from auditdm_jax.answering import Translate
 from auditdm_jax.channels import Prober
 from auditdm_jax.collect import Batch, StepSettings, auditor_params, collect, collect_probes
+from auditdm_jax.layout import Spans
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.policy_gradient import policy_gradient_loss
 from auditdm_jax.rollout import question_logps
+from auditdm_jax.sampling import Completions, Prompt
 from auditdm_jax.state import AuditState, Cast, Frozen, Params, Trained
 
 Draw = Callable[[], Array]
@@ -150,8 +153,8 @@ def update(
         return len(mask) if convention.averages_empty else jnp.maximum(mask.any(-1).sum(), 1)
 
     def logps_of(params: Params) -> list[Array]:
-        asked = partial(question_logps, temperature=settings.grpo.temperature, remat=settings.remat)
-        return [rows(asked(params, config, prompt, images, q.ids, q.mask)) for prompt, images, q in parts]
+        logps = partial(question_logps, params, config, temperature=settings.grpo.temperature, remat=settings.remat)
+        return [rows(_in_spans(logps, *part, spans)) for part, spans in zip(parts, (settings.spans, ()), strict=False)]
 
     ref_logps = logps_of(frozen.auditor) if convention.beta else [None] * len(parts)
     # With one iteration the auditor that asked is the one that learns: its log-probs need no forward pass of their own.
@@ -183,3 +186,19 @@ def update(
     carry, metrics = jax.lax.scan(iteration, (trained.auditor, trained.opt_state), length=convention.num_iterations)
     metrics = jax.tree.map(lambda x: x[-1], metrics)
     return replace(trained, auditor=carry[0], opt_state=carry[1], step=trained.step + 1), metrics
+
+
+def _in_spans(
+    logps: Callable[..., Array], prompt: Prompt, images: Array, written: Completions, spans: Spans
+) -> Float[Array, "B G T"]:
+    """Log-probs of what was written, of each span at its own length: a question is not padded to a caption's."""
+    if len(spans) < 2:
+        return logps(prompt, images, written.ids, written.mask)
+    found = jnp.zeros(written.ids.shape)
+    for rows, tokens in spans:
+        place = np.array(rows)
+        some = Prompt(prompt.input_ids[place], prompt.attention_mask[place]), images[place]
+        found = found.at[place, :, :tokens].set(
+            logps(*some, written.ids[place, :, :tokens], written.mask[place, :, :tokens])
+        )
+    return found

@@ -1,30 +1,24 @@
 """Topics: beginnings of questions ("how many") with which some questions of a group must start.
 
 Which one is drawn by what it brings and what is still uncovered; the auditor goes on from there. Where the question
-earned something, its beginning counts in the update as if the auditor had chosen it. In an audit a share of the images
-has a topic, each where the auditor finds it likeliest.
+earned something, its beginning counts in the update as if the auditor had chosen it.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from auditdm_jax.errors import UserError, one_line
-from auditdm_jax.files import read_json, write_json
+from auditdm_jax.errors import UserError
 from auditdm_jax.prompts import padded, token_ids
 from auditdm_jax.sampling import Begun
 
 if TYPE_CHECKING:
     from auditdm_jax.models.vlm import VLM
 
-TOPICS = "topics.json"
-"""In the run's folder: with which chance each topic would be drawn next."""
 DECAY = 0.99
 """How much of the counts a step keeps."""
 
@@ -72,29 +66,6 @@ def topic_weights(counts: Float[Array, "2 K"]) -> Float[Array, "K"]:
     return weights / weights.sum()
 
 
-def write_weights(run: Path, beginnings: Sequence[str], weights: Float[Array, "K"]) -> None:
-    """Keeps in the run's folder what `topic_weights` gives."""
-    write_json(run / TOPICS, dict(zip(beginnings, weights.tolist(), strict=True)))
-
-
-def read_weights(run: Path, beginnings: Sequence[str]) -> dict[str, float]:
-    """The chance of each topic, as the run kept them. Raises UserError if they are missing or damaged."""
-    path = run / TOPICS
-    try:
-        weights = read_json(path)
-    except UserError:
-        weights = None
-    whole = isinstance(weights, dict) and weights.keys() == {*beginnings} and all(map(_is_chance, weights.values()))
-    if not whole or not sum(weights.values()):
-        problem = "does not give each topic of the run a chance of 0 or more" if path.exists() else "is missing"
-        raise UserError(f"{one_line(path)} {problem}; train.py --resume with the settings of the run writes it anew")
-    return weights
-
-
-def _is_chance(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < float("inf")
-
-
 def draw_topics(key: Array, chances: Float[Array, "K"], shape: tuple[int, ...]) -> Int[Array, "..."]:
     """A topic for each question, -1 is none. chances: of each topic, 1 or less together."""
     none = jnp.maximum(1 - chances.sum(), 0)
@@ -110,20 +81,3 @@ def counted(counts: Float[Array, "2 K"], topic: Int[Array, "B G"], claimed: Bool
 def unpaid(begun: Bool[Array, "B G T"], reward: Float[Array, "B G"]) -> Bool[Array, "B G T"]:
     """Of the tokens that were given those that earned nothing: not the auditor's choice, and nothing to learn."""
     return begun & (reward <= 0)[..., None]
-
-
-def share_out(
-    rng: np.random.Generator, chances: Float[np.ndarray, "K"], logps: Float[np.ndarray, "N K"]
-) -> Int[np.ndarray, "N"]:
-    """A topic for some of N images, -1 for the others: as often as drawn, where it is likeliest.
-
-    chances: of each topic, 1 or less together. logps: of each beginning, of each image. A topic takes the images of
-    which the auditor would rather than of others have asked so; the one that is drawn least chooses first.
-    """
-    images, topics = logps.shape
-    wanted = rng.multinomial(images, [*chances, max(0.0, 1 - chances.sum())])[:topics]
-    chosen = np.full(images, -1)
-    for topic in np.argsort(wanted, kind="stable"):
-        free = np.flatnonzero(chosen < 0)
-        chosen[free[np.argsort(-logps[free, topic], kind="stable")[: wanted[topic]]]] = topic
-    return chosen

@@ -15,10 +15,11 @@ import optax
 
 from auditdm_jax.alarms import duplicates
 from auditdm_jax.answers import text_answer_id
-from auditdm_jax.channels import Prober, Studio, instructions_of
+from auditdm_jax.channels import Prober, Studio, instructions_of, limits_of
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
+from auditdm_jax.critic import ignorant, write_critic
 from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import atomic_folder
@@ -35,7 +36,7 @@ from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.state import AuditState, Frozen, Trained
 from auditdm_jax.step import make_step
-from auditdm_jax.topics import topic_weights, topics_of, write_weights
+from auditdm_jax.topics import topics_of
 
 ARCHIVE_SIZE = 4096
 PROBE_DRAWS = 2**31
@@ -62,7 +63,10 @@ def step_settings(config: TrainConfig) -> StepSettings:
         optax.clip_by_global_norm(grpo.max_grad_norm), optax.adamw(schedule, b2=0.99, weight_decay=0.0)
     )
     lengths = config.max_question_tokens, config.max_answer_tokens
-    return StepSettings(grpo, config.reward, config.steps, *lengths, config.remat, optimizer)
+    spans = layout(config.probing, config.images_per_step).spans(limits_of(config))
+    if grpo.max_resamples:  # the groups of a batch change places
+        spans = ()
+    return StepSettings(grpo, config.reward, config.steps, *lengths, config.remat, optimizer, spans)
 
 
 def initial_state(config: TrainConfig, players: Players, optimizer: optax.GradientTransformation) -> AuditState:
@@ -80,6 +84,7 @@ def initial_state(config: TrainConfig, players: Players, optimizer: optax.Gradie
         jnp.zeros((), jnp.int32),
         jnp.zeros(ARCHIVE_SIZE, jnp.float32),
         jnp.zeros((2, len(config.topics)), jnp.float32),
+        ignorant(len(instructions_of(config)) + len(config.topics), players.auditor.config.text.width),
     )
     # Bound to its device, as a renderer's images are and all that is computed from them: a step that returned
     # parameters bound otherwise than it was given them would compile once more.
@@ -151,11 +156,10 @@ class Opened(NamedTuple):
         position = {"train": self.source.get_state(), "heldout": self.held_out.get_state()}
         self.checkpoints.save(number, state.trained, position)
 
-    def close(self, state: AuditState, auditor: VLM, topics: Sequence[str]) -> Path:
-        """Writes the trained auditor, and how it draws topics; returns the folder."""
+    def close(self, state: AuditState, auditor: VLM) -> Path:
+        """Writes the trained auditor and its critic; returns the folder."""
         save_auditor(self.folder / "auditor", state, auditor)
-        if topics:
-            write_weights(self.folder, topics, topic_weights(state.trained.topics))
+        write_critic(self.folder, state.trained.critic)
         self.checkpoints.close()
         if isinstance(self.source, ImageSource) and self.source.skipped:
             print(f"images skipped: {reasons(self.source.skipped)}")
@@ -244,7 +248,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                 for log, run, state in zip(logs, runs, states, strict=True):
                     log.flush()
                     run.save(number, state)
-    return [run.close(state, players.auditor, config.topics) for run, state in zip(runs, states, strict=True)]
+    return [run.close(state, players.auditor) for run, state in zip(runs, states, strict=True)]
 
 
 def used_by_all(config: TrainConfig) -> None:

@@ -25,6 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 from auditdm_jax.collect import Batch
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.conventions import GRPO
+from auditdm_jax.critic import ignorant
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts
 from auditdm_jax.rollout import ask, prompt_rows
@@ -66,13 +67,19 @@ def our_steps(vlm: VLM, images: np.ndarray):
         key = jax.random.fold_in(trained.key, trained.step)
         lengths = dict(num_generations=COMPLETIONS, max_new_tokens=TOKENS, temperature=1.0)
         questions = ask(trained.auditor, config, prompt, images, key, **lengths)
-        batch = Batch(images, prompt, questions, rewards, jnp.ones(IMAGES, bool))
+        batch = Batch(images, prompt, questions, questions.mask, rewards, jnp.ones(IMAGES, bool))
         return update(trained, frozen, config, batch, settings)[0]
 
     trainable = jax.tree.map(jnp.array, vlm.params)
     opt_state = settings.optimizer.init(trainable)
     trained = Trained(
-        trainable, opt_state, jax.random.key(0), jnp.zeros((), jnp.int32), jnp.zeros(1), jnp.zeros((2, 0))
+        trainable,
+        opt_state,
+        jax.random.key(0),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(1),
+        jnp.zeros((2, 0)),
+        ignorant(1, config.text.width),
     )
 
     def run(number: int) -> None:

@@ -6,9 +6,12 @@ import pytest
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax.asking import load_panel
+from auditdm_jax.choice import Guide
 from auditdm_jax.config import Models, TrainConfig
+from auditdm_jax.errors import UserError
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.dataset import scenes_of
+from auditdm_jax.scenes.zoo_paths import load_model
 
 
 @pytest.fixture(scope="module")
@@ -16,19 +19,31 @@ def zoo(tmp_path_factory):
     return save_tiny_zoo(tmp_path_factory.mktemp("zoo"))
 
 
-def test_the_trained_auditor_draws_the_topics_it_is_told(zoo):
+def test_the_trained_auditor_is_guided_and_the_other_is_not(zoo):
     settings = TrainConfig(
         models=Models(zoo["auditor"], zoo["target"], (zoo["a"],), zoo["b"]),
         reward=Reward(topics=("how many", "is there any"), topic_share=0.1),
         max_question_tokens=6,
     )
-    chances = {"how many": 0.0, "is there any": 1.0}
-    panel, size = load_panel(zoo["auditor"], settings, 1.0, 4, chances)
     images = np.asarray(scenes_of("validation", 0, 4)[1])
+    width = load_model(zoo["auditor"]).config.text.width
+    critic = np.zeros((3, width + 1), np.float32)  # it takes all for equally likely: topics go where they are drawn
+
+    def panel_of(guide):
+        return load_panel(zoo["auditor"], settings, 1.0, 4, guide)
+
+    panel, size = panel_of(Guide(critic, 2, settings.topics, 1.0))
     told, untold = (ask(images, jax.random.key(0)) for ask in (panel.auditor, panel.prompt_only))
-    assert all(asked.question.startswith("is there any") for asked in told.asked)
-    assert not any(asked.question.startswith("is there any") for asked in untold.asked)
+    # All chances are a half, and four failures are expected of two topics: all images have one.
+    assert all(asked.question.startswith(settings.topics) for asked in told.asked)
+    assert not any(asked.question.startswith(settings.topics) for asked in untold.asked)
     np.testing.assert_array_equal(told.images, images)
     questions = [asked.question for asked in told.asked]
     assert [len(answer(images, questions)) for answer in (panel.target, *panel.references, panel.verifier)] == [4] * 3
     assert size == 64
+
+    # Without topics the first of equals is asked, and it is no other than without a critic where one is drawn.
+    alone, drawn = (panel_of(guide)[0].auditor(images, jax.random.key(0)) for guide in (Guide(critic, 1, (), 0), None))
+    assert alone.asked == drawn.asked
+    with pytest.raises(UserError, match="critic is of another auditor"):
+        panel_of(Guide(critic[:, :-1], 2, (), 0))

@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -15,12 +16,13 @@ from auditdm_jax import discoveries
 from auditdm_jax.asking import Asking, Panel
 from auditdm_jax.audit import audit, main, open_unseen
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
+from auditdm_jax.critic import FILE, ignorant, write_critic
 from auditdm_jax.data import held_out_ids
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.image_files import find_images
 from auditdm_jax.outcomes import Asked
-from auditdm_jax.reward import Reward
+from auditdm_jax.reward import BEGINNINGS
 from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
@@ -104,6 +106,7 @@ def finished_run(tmp_path, monkeypatch):
         tmp_path / "runs" / "r" / "config.json", TrainConfig(name="r", seed=7, models=Models(references=("a", "b")))
     )
     write_json(tmp_path / "runs" / "r" / "auditor" / "config.json", {})
+    write_critic(tmp_path / "runs" / "r", ignorant(1, 8))
     monkeypatch.setattr(module, "load_panel", lambda *_: (panel(48), 64))
     return tmp_path / "runs" / "r"
 
@@ -152,11 +155,23 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
     assert "discoveries.parquet (30 rows), questions.parquet (0 rows)" in printed
 
 
-def test_topics_that_are_missing_are_one_line(finished_run):
-    topical = TrainConfig(name="r", reward=Reward(topics=("how many",), topic_share=0.1))
-    write_json(finished_run / "config.json", topical)
-    with pytest.raises(UserError, match=r"r/topics.json is missing; train.py --resume"):
-        main(AuditConfig(name="r", out=str(finished_run.parent)))
+def test_who_guides_an_audit(finished_run, monkeypatch):
+    """The run's critic its own auditor; nobody another auditor, or one that asks as it draws."""
+    given = []
+    monkeypatch.setattr(module, "load_panel", lambda *args: (given.append(args[-1]), (panel(8), 64))[1])
+    config = AuditConfig(name="r", out=str(finished_run.parent), questions=8, batch_size=8)
+    main(config)
+    assert (given[-1].candidates, given[-1].critic.shape) == (4, (1, 9))
+    assert (given[-1].topics, given[-1].share) == (BEGINNINGS, 0.06)
+    main(replace(config, topic_share=0))
+    assert given[-1].topics == ()
+    main(replace(config, auditor="another"))
+    assert given[-1] is None
+    (finished_run / FILE).unlink()
+    with pytest.raises(UserError, match=r"r/critic.safetensors is missing; train again, or ask as drawn"):
+        main(config)
+    main(replace(config, candidates=1, topic_share=0))
+    assert given[-1] is None
 
 
 def test_questions_that_did_not_fail_go_to_their_own_file(finished_run, monkeypatch):

@@ -36,6 +36,16 @@ def test_layout_by_hand():
     assert shared_out.through("edit").tolist() == [2, 6]
 
 
+def test_spans_by_hand():
+    """The images that are asked about at a question's length, the others at the longest of theirs."""
+    three = layout(ALL, 5)
+    assert [CHANNELS[channel] for channel in three.channels] == ["question", "edit", "caption", "question", "edit"]
+    assert three.spans((13, 16, 32)) == (((0, 3), 13), ((1, 2, 4), 32))
+    assert three.spans((13, 40, 32)) == (((0, 3), 13), ((1, 2, 4), 40))
+    assert layout(Probing(), 2).spans((13, 16, 32)) == (((0, 1), 13),)
+    assert layout(Probing(channels=("edit",)), 2).spans((13, 16, 32)) == (((0, 1), 16),)
+
+
 def test_distinct_images_by_hand():
     distinct, shown = layout(Probing(channels=("question", "edit")), 3).distinct(2)  # question, edit, question
     assert distinct.tolist() == [0, 2, 3, 4]
@@ -245,6 +255,25 @@ def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, st
         shown = np.asarray(asked.mask[:, generation])
         sampled = np.where(shown, np.asarray(asked.logps[:, generation]), 0)
         np.testing.assert_allclose(np.where(shown, np.asarray(logps[:, 0]), 0), sampled, atol=2e-4)
+
+
+def test_an_update_in_spans_is_the_update(parts, started, images):
+    """Questions at their own length, or padded to a caption's: the same loss, and the same gradient."""
+    _, players, cast, prober = parts
+    settings, state = started
+    assert [tokens for _, tokens in settings.spans] == [13, 32]
+    batch, _, _, _ = collect_probes(
+        state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
+        prober=prober,
+    )  # fmt: skip
+    batch = batch._replace(rewards=jnp.tile(jnp.arange(GENERATIONS, dtype=jnp.float32), (IMAGES, 1)))
+    whole = replace(settings, spans=())
+    got, want = (update(state.trained, state.frozen, players.auditor.config, batch, each) for each in (settings, whole))
+    np.testing.assert_allclose(got[1]["loss"], want[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(got[1]["grad_norm"], want[1]["grad_norm"], rtol=1e-4)
+    moments = (jax.tree.leaves(of[0].opt_state) for of in (got, want))
+    for one, other in zip(*moments, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-6)
 
 
 def test_topics_begin_what_is_asked_of_the_images_themselves(parts, started, images):

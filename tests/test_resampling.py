@@ -22,7 +22,7 @@ def labelled(signal, first):
     """A batch whose images, questions and rewards all bear the number of their group."""
     number = first + jnp.arange(len(signal))
     ids = jnp.tile(number[:, None, None], (1, 2, 3))
-    questions = Completions(ids, ids > -1, ids.astype(jnp.float32))
+    questions = Completions(ids, ids > -1, ids.astype(jnp.float32), ids.astype(jnp.float32))
     rewards = jnp.tile(number[:, None], (1, 2)).astype(jnp.float32)
     images = jnp.tile(number.astype(jnp.uint8)[:, None, None, None], (1, 2, 2, 3))
     prompt = Prompt(ids[:, 0], ids[:, 0] > -1)

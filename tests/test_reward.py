@@ -240,7 +240,7 @@ def four_questions():
     no = jnp.zeros((1, 4), bool)
     outcome = disagreement(jnp.array([[1, 1, 1, 9]], jnp.uint32), no, references, no[None], abstain_id=3)
     ids = jnp.array([[[4, 5], [4, 6], [4, 6], [4, 6]]])
-    return outcome, Completions(ids, jnp.ones(ids.shape, bool), jnp.zeros(ids.shape))
+    return outcome, Completions(ids, jnp.ones(ids.shape, bool), jnp.zeros(ids.shape), jnp.zeros((*ids.shape[:2], 1)))
 
 
 @pytest.mark.parametrize("novelty", ["answer", "ngrams", "cells"])

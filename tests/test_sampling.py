@@ -54,6 +54,19 @@ def uncached_logps(case, params, ids, temperature, config=None):
     return jnp.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
 
 
+def test_ends_are_what_the_last_tokens_were_drawn_from(case):
+    """The second run lets every token end a row, so that rows end early, at different places."""
+    vlm, _, _ = case
+    usual = dataclasses.replace(vlm.config, eos_token_ids=tuple(range(0, vlm.config.text.vocab_size, 3)))
+    for config in (vlm.config, usual):
+        done = draw(case, config=config)
+        last = (done.mask.sum(-1) - 1)[..., None]
+        ids, logps = (jnp.take_along_axis(x, last, axis=-1)[..., 0] for x in (done.ids, done.logps))
+        again = token_logps(vlm.params, config, done.ends, ids, temperature=0.7)
+        np.testing.assert_allclose(again, logps, atol=1e-5)
+    assert len({*np.asarray(last).ravel()}) > 1
+
+
 @pytest.mark.parametrize("beyond_prompt", [None, 2])
 def test_logps_equal_teacher_forcing(case, beyond_prompt):
     """With a short window, and with one that leaves the prompt's start behind only during the completion."""

@@ -1,4 +1,4 @@
-"""topics.py: chances and counts worked out by hand, who has which topic, and a step whose questions begin so."""
+"""topics.py: chances and counts worked out by hand, and a step whose questions begin so."""
 
 import dataclasses
 
@@ -20,12 +20,9 @@ from auditdm_jax.reward import Reward
 from auditdm_jax.step import make_step
 from auditdm_jax.topics import (
     DECAY,
-    TOPICS,
     Topics,
     counted,
     draw_topics,
-    read_weights,
-    share_out,
     topic_weights,
     topics_of,
     unpaid,
@@ -68,21 +65,6 @@ def test_a_beginning_is_learned_where_it_paid():
     begun = jnp.array([[[True, True, False], [True, False, False]], [[False] * 3, [True, True, False]]])
     left_out = unpaid(begun, jnp.array([[1.0, 0.0], [0.0, 0.2]]))
     assert left_out.tolist() == [[[False] * 3, [True, False, False]], [[False] * 3] * 2]
-
-
-@given(st.integers(1, 30), st.integers(1, 4), st.floats(0, 1), st.integers(0, 10_000))
-def test_an_audits_topics_are_where_they_are_likeliest(images, topics, share, seed):
-    rng = np.random.default_rng(seed)
-    logps, chances = rng.normal(size=(images, topics)), share * rng.dirichlet(np.ones(topics))
-    chosen = share_out(np.random.default_rng(seed), chances, logps)
-    counts = np.bincount(chosen + 1, minlength=topics + 1)[1:]
-    first = np.argsort(counts, kind="stable")[0]  # it had all images to choose from
-    assert {*np.flatnonzero(chosen == first)} == {*np.argsort(-logps[:, first], kind="stable")[: counts[first]]}
-
-
-def test_an_audits_topics_are_as_many_as_their_chances():
-    chosen = share_out(np.random.default_rng(0), np.array([0.1, 0.0, 0.3]), np.zeros((20_000, 3)))
-    np.testing.assert_allclose(np.bincount(chosen + 1) / 20_000, [0.6, 0.1, 0, 0.3], atol=0.015)
 
 
 def test_beginnings_stand_where_they_are_told():
@@ -134,38 +116,7 @@ def test_questions_of_a_step_begin_with_a_topic(config, players, max_resamples):
 
 
 def test_who_has_no_topics_begins_as_it_likes():
-    some = Reward(topic_share=0.1)
-    assert TrainConfig().topics == ()
-    assert TrainConfig(reward=some).topics == BEGINNINGS_OF_QUESTIONS
-    assert TrainConfig(reward=some, probing=Probing(channels=("question", "edit"))).topics == BEGINNINGS_OF_QUESTIONS
-
-
-@pytest.mark.parametrize(
-    "written",
-    [
-        '{"how many": 1.0}',  # one is missing
-        '{"how many": 0.8, "where": 0.1, "who": 0.1}',
-        '{"how many": -0.1, "where": 1.1}',
-        '{"how many": NaN, "where": 0.3}',
-        '{"how many": "0.8", "where": 0.2}',
-        '{"how many": 0, "where": 0}',
-        "[0.8, 0.2]",
-        '{"how many": 0.7',
-    ],
-)
-def test_chances_that_were_edited_are_one_line(tmp_path, written):
-    (tmp_path / TOPICS).write_text(written)
-    with pytest.raises(UserError, match=r"topics.json does not give each topic .*; train.py --resume"):
-        read_weights(tmp_path, ("how many", "where"))
-
-
-def test_a_finished_run_that_is_resumed_writes_its_chances_anew(config, tmp_path):
-    config = dataclasses.replace(config, name="r", out=str(tmp_path), steps=1)
-    run = training.train(config)
-    kept = read_weights(run, BEGINNINGS)
-    assert sum(kept.values()) == pytest.approx(1)
-    (run / TOPICS).unlink()
-    with pytest.raises(UserError, match=r"topics.json is missing; train.py --resume"):
-        read_weights(run, BEGINNINGS)
-    training.train(dataclasses.replace(config, resume=True))
-    assert read_weights(run, BEGINNINGS) == kept
+    assert TrainConfig().topics == BEGINNINGS_OF_QUESTIONS
+    assert TrainConfig(reward=Reward(topic_share=0)).topics == ()
+    assert TrainConfig(probing=Probing(channels=("question", "edit"))).topics == BEGINNINGS_OF_QUESTIONS
+    assert TrainConfig(probing=Probing(channels=("edit", "caption"))).topics == ()  # none is asked of an image as it is

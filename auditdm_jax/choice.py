@@ -1,0 +1,85 @@
+"""[host] Which of several candidates an audit asks: the one that the critic finds likeliest to show a failure.
+
+Of every image some candidates are drawn as the auditor likes, and one begins with each topic. Each topic takes the
+images where it costs least, until the critic expects its share of failures of it.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from auditdm_jax.critic import chances
+from auditdm_jax.sampling import Begun, Completions
+from auditdm_jax.topics import Topics
+
+WORTH = 0.35
+"""A topic is asked of an image where it is this likely to show a failure, beside the best candidate without a topic."""
+
+
+class Guide(NamedTuple):
+    """What a run knows of its auditor's questions. critic: its weights. candidates: to be drawn of each image. topics:
+    with which others begin. share: of the images that are asked about, as many failures are to come from topics."""
+
+    critic: Float[np.ndarray, "H D+1"]
+    candidates: int
+    topics: tuple[str, ...]
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A guide, and its K topics in the auditor's tokens (None: it has none)."""
+
+    guide: Guide
+    topics: Topics | None
+
+    def begun(self, asks: Bool[np.ndarray, "B"], length: int) -> Begun | None:
+        """What the J + K candidates of each image must begin with, of a question's length: the last K with a topic, of
+        the images that are asked about."""
+        if self.topics is None:
+            return None
+        topic = np.full((len(asks), self.guide.candidates + len(self.guide.topics)), -1)
+        topic[asks, self.guide.candidates :] = np.arange(len(self.guide.topics))
+        return self.topics.begun(jnp.asarray(topic), length)
+
+    def pick(
+        self, written: Completions, channels: Int[np.ndarray, "B"], asks: Bool[np.ndarray, "B"], key: Array
+    ) -> Completions:
+        """One of the J candidates of each image, or of J + K; [B, 1, T]. channels: of each image."""
+        count, topics = self.guide.candidates, len(self.guide.topics)
+        heads = np.repeat(channels[:, None], written.ids.shape[1], axis=1)
+        heads[:, count:] = len(self.guide.critic) - topics + np.arange(heads.shape[1] - count)
+        found = np.asarray(chances(jnp.asarray(self.guide.critic), written.ends, jnp.asarray(heads)))
+        free, topical = np.split(found, [count], axis=1)
+        chosen = free.argmax(1)
+        if topical.shape[1]:
+            rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
+            topic, quota = np.full(len(asks), -1), self.guide.share * asks.sum() / topics
+            topic[asks] = share_out(rng, quota, topical[asks], free.max(1)[asks])
+            chosen = np.where(topic < 0, chosen, count + topic)
+        return jax.tree.map(lambda x: jnp.take_along_axis(x, chosen[:, None, None], axis=1), written)
+
+
+def share_out(
+    rng: np.random.Generator, quota: float, chance: Float[np.ndarray, "N K"], beside: Float[np.ndarray, "N"]
+) -> Int[np.ndarray, "N"]:
+    """A topic for some of N images, -1 for the others.
+
+    Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
+    beside that of the image's best other candidate, and nowhere if that is below `WORTH`. The topic that is worth least
+    chooses first.
+    """
+    worth = chance / beside[:, None]
+    chosen = np.full(len(chance), -1)
+    for topic in np.argsort(worth.max(0, initial=0.0), kind="stable"):
+        open_ = np.flatnonzero((chosen < 0) & (worth[:, topic] >= WORTH))
+        open_ = open_[np.argsort(-worth[open_, topic], kind="stable")]
+        before = np.cumsum(chance[open_, topic]) - chance[open_, topic]
+        # Whole images until the quota is reached; the one that crosses it with the chance that makes up for the rest.
+        takes = rng.random() * chance[open_, topic] < quota - before
+        chosen[open_[takes]] = topic
+    return chosen

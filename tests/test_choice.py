@@ -1,0 +1,91 @@
+"""choice.py: the likeliest of the candidates, topics where they are worth it, and as many as were asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from auditdm_jax.choice import WORTH, Choice, Guide, share_out
+from auditdm_jax.sampling import Completions
+from auditdm_jax.topics import Topics
+
+TOPICS = Topics(jnp.array([[7, 8], [9, 0]]), jnp.array([[True, True], [True, False]]))
+QUESTIONS = np.zeros(3, int)
+
+
+def written(chances: np.ndarray) -> Completions:
+    """Candidates whose chances are these under a critic that looks at the first feature alone; ids tell them apart."""
+    logit = np.log(chances / (1 - chances))
+    states = np.stack([logit, np.sqrt(np.maximum(100 - logit**2, 0))], -1)  # of one length: features scale them
+    ids = np.broadcast_to(np.arange(chances.shape[1])[:, None], (*chances.shape, 4))
+    fill = jnp.ones(ids.shape)
+    return Completions(jnp.asarray(ids), fill > 0, fill, jnp.asarray(states, jnp.float32))
+
+
+# Undoes the unit mean square of states of length 10; a head of the channel, and one of each topic that is as good.
+CRITIC = np.array([[np.sqrt(50.0), 0, 0]] * 3)
+
+
+def choice(candidates: int, share: float = 0.0) -> Choice:
+    return Choice(Guide(CRITIC, candidates, ("how many", "who") if share else (), share), TOPICS if share else None)
+
+
+def picked(choice: Choice, chances: list, asks=(True, True, True)) -> list[int]:
+    found = choice.pick(written(np.array(chances)), QUESTIONS, np.array(asks), jax.random.key(0))
+    assert found.ids.shape == (3, 1, 4)
+    return found.ids[:, 0, 0].tolist()
+
+
+def test_the_likeliest_is_asked():
+    assert picked(choice(3), [[0.2, 0.9, 0.3], [0.8, 0.1, 0.3], [0.3, 0.3, 0.4]]) == [1, 0, 2]
+
+
+def test_a_topic_is_asked_where_it_is_worth_it():
+    """Of 3 images 6 failures are to come from topics, more than there are: whatever is worth it has one."""
+    always = choice(2, 2.0)
+    rows = [[0.9, 0.2, 0.6, 0.01], [0.9, 0.2, 0.3, 0.01], [0.2, 0.3, 0.2, 0.01]]
+    assert picked(always, rows) == [2, 0, 2]  # of the second image it is a third as likely
+    assert picked(always, rows, (False, True, True)) == [0, 0, 2]  # the first one is not asked about
+
+
+def test_a_topic_has_a_head_of_its_own():
+    """Of the second topic nothing is known: its chance is a half, whatever the state."""
+    known = choice(1, 2.0)
+    unknown = Choice(known.guide._replace(critic=CRITIC * np.array([[1], [1], [0]])), TOPICS)
+    rows = [[0.9, 0.01, 0.9], [0.7, 0.01, 0.01], [0.6, 0.01, 0.01]]
+    assert picked(known, rows) == [2, 0, 0]
+    assert picked(unknown, rows) == [2, 2, 2]
+
+
+def test_candidates_begin_with_every_topic():
+    begun = choice(2, 0.1).begun(np.array([True, False]), 4)
+    assert begun.ids.shape == (2, 4, 4)
+    assert begun.mask[0].sum(-1).tolist() == [0, 0, 2, 1]
+    assert begun.ids[0, 2, :2].tolist() == [7, 8]
+    assert not begun.mask[1].any()
+    assert choice(2).begun(np.array([True]), 4) is None
+
+
+@given(st.integers(0, 30), st.integers(1, 4), st.floats(0, 5), st.integers(0, 10_000))
+def test_topics_go_where_they_are_worth_most(images, topics, quota, seed):
+    rng = np.random.default_rng(seed)
+    chance, beside = rng.uniform(0.01, 1, (images, topics)), rng.uniform(0.01, 1, images)
+    chosen = share_out(rng, quota, chance, beside)
+    worth = chance / beside[:, None]
+    for topic in range(topics):
+        mine = np.flatnonzero(chosen == topic)
+        assert (worth[mine, topic] >= WORTH).all()
+        assert (chance[mine, topic].sum() < quota + 1) or not len(mine)
+        left = np.flatnonzero((chosen < 0) & (worth[:, topic] >= WORTH))
+        if len(left):  # then its quota was filled, but for one image, and with the best of what was free
+            assert chance[mine, topic].sum() > quota - 1
+            assert not len(mine) or worth[mine, topic].min() >= worth[left, topic].max()
+
+
+def test_topics_bring_as_many_failures_as_they_should():
+    """On average over draws, however few images there are at a time."""
+    rng = np.random.default_rng(0)
+    chance, beside = np.full((10, 2), [0.5, 0.8]), np.ones(10)
+    found = [np.bincount(share_out(rng, 0.6, chance, beside) + 1, minlength=3)[1:] for _ in range(4000)]
+    np.testing.assert_allclose(np.mean(found, 0) * [0.5, 0.8], [0.6, 0.6], atol=0.02)

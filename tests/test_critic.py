@@ -1,0 +1,90 @@
+"""critic.py: a batch by hand, against a fit of all at once, head by head, and files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from auditdm_jax.critic import (
+    FILE,
+    MEMORY,
+    PRIOR,
+    Critic,
+    chances,
+    features,
+    ignorant,
+    read_critic,
+    taught,
+    write_critic,
+)
+from auditdm_jax.errors import UserError
+
+ONE = jnp.zeros((4, 5), int)
+BOTH = ONE.at[1:3].set(1)
+
+
+def batch(seed: int, images: int = 4, width: int = 3, generations: int = 5):
+    """Hidden states, and failures that they foretell with a known slope."""
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(images, generations, width))
+    slope = np.array([2.0, -1.0, 0.0, 0.5])
+    chance = 1 / (1 + np.exp(-np.asarray(features(jnp.asarray(states))) @ slope))
+    return jnp.asarray(states, jnp.float32), jnp.asarray(rng.random(chance.shape) < chance), chance
+
+
+def test_a_first_batch_by_hand():
+    states, claimed, _ = batch(0)
+    x, y = np.asarray(features(states), np.float64).reshape(-1, 4), np.asarray(claimed, float).reshape(-1)
+    precision = PRIOR * np.eye(4) + 0.25 * x.T @ x  # nothing is known yet: every chance is a half
+    found = taught(ignorant(1, 3), states, ONE, claimed)
+    np.testing.assert_allclose(found.precision[0], precision, rtol=1e-5)
+    np.testing.assert_allclose(found.weights[0], np.linalg.solve(precision, x.T @ (y - 0.5)), rtol=1e-4)
+
+
+def test_a_stream_ends_near_the_fit_of_all_that_is_remembered():
+    """The penalised likelihood with fading weights, minimised at once by another's optimiser."""
+    critic, many, teach = ignorant(1, 3), 400, jax.jit(taught)
+    batches = [batch(seed) for seed in range(many)]
+    for states, claimed, _ in batches:
+        critic = teach(critic, states, ONE, claimed)
+    x = np.concatenate([np.asarray(features(states), np.float64).reshape(-1, 4) for states, _, _ in batches])
+    y = np.concatenate([np.asarray(claimed).reshape(-1) for _, claimed, _ in batches])
+    weight = np.repeat(MEMORY ** np.arange(many)[::-1], 20)
+
+    def loss(w):
+        return (weight * np.logaddexp(0, np.where(y, -1, 1) * (x @ w))).sum() + PRIOR / 2 * w @ w
+
+    np.testing.assert_allclose(critic.weights[0], minimize(loss, np.zeros(4), tol=1e-10).x, atol=0.03)
+    states, _, chance = batch(1000, images=64)
+    np.testing.assert_allclose(chances(critic.weights, states, jnp.zeros((64, 5), int)), chance, atol=0.08)
+
+
+def test_heads_are_told_apart():
+    states, claimed, _ = batch(0)
+    both, first = taught(ignorant(2, 3), states, BOTH, claimed), taught(ignorant(2, 3), states, ONE, claimed)
+    mine = jnp.array([0, 3])
+    alone = taught(ignorant(1, 3), states[mine], ONE[mine], claimed[mine])
+    np.testing.assert_allclose(both.weights[0], alone.weights[0], rtol=1e-4)
+    np.testing.assert_array_equal(first.weights[1], 0)  # nothing was seen of it
+    found = chances(both.weights, states, BOTH)
+    for head, images in ((0, [0, 3]), (1, [1, 2])):
+        expected = chances(both.weights[head : head + 1], states, ONE)
+        np.testing.assert_allclose(found[jnp.array(images)], expected[jnp.array(images)], rtol=1e-6)
+
+
+def test_the_scale_of_hidden_states_does_not_matter():
+    states, _, _ = batch(0)
+    np.testing.assert_allclose(features(100 * states), features(states), rtol=1e-4)
+    assert features(states.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_what_was_kept_is_read_and_nothing_else(tmp_path):
+    with pytest.raises(UserError, match=r"critic.safetensors is missing; train again, or .* --candidates 1"):
+        read_critic(tmp_path)
+    weights = jnp.arange(8.0).reshape(2, 4)
+    write_critic(tmp_path, Critic(weights, jnp.zeros((2, 4, 4))))
+    np.testing.assert_array_equal(read_critic(tmp_path), weights)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:20])
+    with pytest.raises(UserError, match="is no critic's file"):
+        read_critic(tmp_path)
