@@ -13,6 +13,7 @@ from jaxtyping import Array, UInt8
 from auditdm_jax.channels import Prober, Studio, instructions_of
 from auditdm_jax.choice import Choice, Guide
 from auditdm_jax.config import CHANNELS, TrainConfig
+from auditdm_jax.critic import AS_DRAWN, num_features
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer
 from auditdm_jax.layout import layout
@@ -60,8 +61,8 @@ def make_ask(
     """
     prompts = instruction_prompts(vlm, instructions_of(settings))
     heads = len(prompts.input_ids) + len(settings.topics)
-    if guide and guide.critic.shape != (heads, vlm.config.text.width + 1):
-        raise UserError("the run's critic is of another auditor or other channels: train again, or give --candidates 1")
+    if guide and guide.critic.shape != (heads, num_features(vlm.config.text.width)):
+        raise UserError(f"the run's critic is of another auditor or other channels: {AS_DRAWN}")
     choice = guide and Choice(guide, topics_of(vlm, guide.topics, settings.max_question_tokens))
     prober = Prober.of_run(settings, vlm, prompts, temperature, studio, choice)
 

@@ -162,9 +162,10 @@ def open_unseen(
 def guide_of(config: AuditConfig, settings: TrainConfig) -> Guide | None:
     """What the run knows of its auditor's questions; None where every question is asked as it is drawn."""
     topics = settings.topics if config.topic_share else ()
-    if config.candidates == 1 and not topics:
+    candidates = config.candidates if config.temperature else 1  # greedily drawn they are all the same
+    if candidates == 1 and not topics:
         return None
-    return Guide(read_critic(Path(config.out) / config.name), config.candidates, topics, config.topic_share)
+    return Guide(read_critic(Path(config.out) / config.name), candidates, topics, config.topic_share)
 
 
 def main(config: AuditConfig) -> dict[str, Any]:

@@ -247,12 +247,16 @@ class Prober:
         *,
         topical: bool,
     ) -> Completions:
-        """One candidate of each image, [B, 1, T]. topical: some are questions that begin with a topic."""
+        """One candidate of each image, [B, 1, T]. topical: some are questions that begin with a topic, but none of an
+        image that repeats the one before it, which fills up a batch."""
         asks = channels == QUESTION
+        if topical:
+            shown = np.asarray(images)
+            asks[1:] &= (shown[1:] != shown[:-1]).any((1, 2, 3))
         begun = choice.begun(asks, tokens) if topical and asks.any() else None
         count = choice.guide.candidates if begun is None else begun.ids.shape[1]
         written = self._ask(params, prompt, images, key, count, tokens, begun)
-        return choice.pick(written, channels, asks, jax.random.fold_in(key, 1))
+        return choice.pick(written, channels, asks, jax.random.fold_in(key, 2**30))
 
     def _ask(
         self,

@@ -24,7 +24,7 @@ class Guide(NamedTuple):
     """What a run knows of its auditor's questions. critic: its weights. candidates: to be drawn of each image. topics:
     with which others begin. share: of the images that are asked about, as many failures are to come from topics."""
 
-    critic: Float[np.ndarray, "H D+1"]
+    critic: Float[np.ndarray, "H F"]
     candidates: int
     topics: tuple[str, ...]
     share: float

@@ -193,7 +193,7 @@ class AuditConfig(RunPaths):
     """Judges discoveries on images other than scenes; by default the run's verifier."""
     temperature: float = 0.6
     """Of both auditors, when they ask: lower finds more failures, of fewer kinds. Training has one of its own."""
-    candidates: int = 4
+    candidates: int = 3
     """Questions that the run's auditor draws of an image: the one that its critic finds likeliest to show a failure is
     asked. 1: as drawn. The auditor before training has no critic."""
     topic_share: float = 0.06
@@ -201,7 +201,7 @@ class AuditConfig(RunPaths):
     asked about as they are (of a run that has topics, see reward.topic-share). A topic is asked where the critic finds
     it worth it."""
     batch_size: int = 256
-    """Images that go through a model at once."""
+    """Images that go through a model at once; the auditor writes the candidates of all of them at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,7 +45,7 @@ def topics_of(vlm: "VLM", beginnings: Sequence[str], max_question_tokens: int) -
     if len(tokens[longest]) > max_question_tokens - 2:
         raise UserError(
             f"the topic {beginnings[longest]!r} has {len(tokens[longest])} of a question's "
-            f"{max_question_tokens} tokens; shorten it, or raise --max-question-tokens"
+            f"{max_question_tokens} tokens; shorten it, raise --max-question-tokens, or give --reward.topic-share 0"
         )
     ids, mask = padded(tokens, len(tokens[longest]), vlm.config.pad_token_id)
     return Topics(jnp.asarray(ids), jnp.asarray(mask))

@@ -19,6 +19,7 @@ from auditdm_jax.channels import Prober, Studio, instructions_of, limits_of
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
+from auditdm_jax.critic import FILE as CRITIC
 from auditdm_jax.critic import ignorant, write_critic
 from auditdm_jax.data import ImageSource, open_images, reasons
 from auditdm_jax.errors import UserError
@@ -158,8 +159,8 @@ class Opened(NamedTuple):
 
     def close(self, state: AuditState, auditor: VLM) -> Path:
         """Writes the trained auditor and its critic; returns the folder."""
-        save_auditor(self.folder / "auditor", state, auditor)
         write_critic(self.folder, state.trained.critic)
+        save_auditor(self.folder / "auditor", state, auditor)  # last: who finds it takes the run for finished
         self.checkpoints.close()
         if isinstance(self.source, ImageSource) and self.source.skipped:
             print(f"images skipped: {reasons(self.source.skipped)}")
@@ -176,6 +177,7 @@ def open_run(config: TrainConfig, players: Players, settings: StepSettings) -> O
     if config.overwrite and not config.resume:
         for part in ("checkpoints", "auditor", "audit", "rectify"):
             shutil.rmtree(folder / part, ignore_errors=True)
+        (folder / CRITIC).unlink(missing_ok=True)
     checkpoints = Checkpointer(folder, asdict(config), may_differ=MAY_DIFFER, fresh=not config.resume)
     if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
         state, first = replace(state, trained=restored.state), restored.step

@@ -21,7 +21,9 @@ import tyro
 from auditdm_jax.answers import normalize
 from auditdm_jax.asking import Ask, Asking, Panel, make_ask
 from auditdm_jax.audit import audit
-from auditdm_jax.config import Models, TrainConfig
+from auditdm_jax.choice import Guide
+from auditdm_jax.config import AuditConfig, Models, TrainConfig
+from auditdm_jax.critic import read_critic
 from auditdm_jax.errors import UserError, run_cli
 from auditdm_jax.evals import Answerer, wilson
 from auditdm_jax.files import append_jsonl, read_json
@@ -169,15 +171,16 @@ def evolution(world: World) -> Ask:
 
 
 def trained(world: World) -> Ask:
-    """An auditor trained on this target, with as many questions as the others search with."""
+    """An auditor trained on this target, with as many questions as the others search with; guided as in an audit."""
     config = world.config
     steps = max(1, config.search_queries // (16 * 8))
     models = Models(target=str(world.folder / "target"), references=config.references)
     run = TrainConfig("trained", str(world.folder), world.seed, steps=steps, models=models, resume=True)
     if not (world.folder / "trained" / "auditor" / "config.json").exists():
         train(run)
-    auditor = load_model(str(world.folder / "trained" / "auditor"))
-    return make_ask(auditor, auditor, run, config.temperature, None)
+    auditor, audit_ = load_model(str(world.folder / "trained" / "auditor")), AuditConfig()
+    guide = Guide(read_critic(world.folder / "trained"), audit_.candidates, run.topics, audit_.topic_share)
+    return make_ask(auditor, auditor, run, config.temperature, None, guide)
 
 
 SEARCHES: dict[str, Callable[[World], Ask]] = {"best-of-n": best_of_n, "evolution": evolution, "trained": trained}

@@ -111,6 +111,9 @@ def test_questions_of_a_step_begin_with_a_topic(config, players, max_resamples):
     assert len(set(begun)) > 1
     np.testing.assert_allclose(state.trained.topics[0], [begun.count(b) for b in BEGINNINGS])
     assert state.trained.topics[1].sum() == pytest.approx(8 * float(metrics["outcome/claimed"]))
+    # The critic's first head is the channel's, in which no question was asked; then come those of the topics.
+    moved = np.asarray(state.trained.critic.weights).any(-1)
+    assert moved.tolist() == [False, *(b in begun for b in BEGINNINGS)]
     # What was given has the log-prob of the auditor, in the loop and in the update.
     assert float(metrics["sampling/drift_max"]) < 1e-4
 
