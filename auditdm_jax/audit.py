@@ -213,6 +213,8 @@ def main(config: AuditConfig) -> dict[str, Any]:
         "probing": settings.probing,
         "agreement": settings.reward.agreement,
         "temperature": config.temperature,
+        "candidates": guide.candidates if guide else 1,
+        "topics": guide.topics if guide else (),
         "max_question_tokens": settings.max_question_tokens,
         "max_answer_tokens": settings.max_answer_tokens,
         "dtype": settings.dtype,
@@ -229,6 +231,11 @@ def print_report(summary: dict[str, Any], counts: dict[str, int], folder: Path) 
     models = summary["models"]
     names = [summary["auditor"]["name"], models.target, ", ".join(models.references)]
     print("auditor {}, target {}, references {}".format(*map(one_line, names)))
+    if summary["candidates"] > 1 or summary["topics"]:
+        print(
+            f"the trained auditor asks the likeliest of {summary['candidates']} questions an image, and of "
+            f"{len(summary['topics'])} topics where they are worth it; the prompt-only auditor the first it draws"
+        )
     for line in (*report_lines(summary), "", *health_lines(summary["reference_health"])):
         print(line)
     if summary["skipped_images"]:
