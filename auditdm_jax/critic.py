@@ -59,7 +59,7 @@ def features(states: Float[Array, "*batch D"]) -> Float32[Array, "*batch F"]:
     model's last norm; and a constant."""
     states = states.astype(jnp.float32)
     if states.shape[-1] > WIDTH:
-        states @= jax.random.normal(jax.random.key(0), (states.shape[-1], WIDTH))
+        states @= jax.random.rademacher(jax.random.key(0), (states.shape[-1], WIDTH), jnp.float32)
     states *= jax.lax.rsqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-6)
     return jnp.concatenate([states, jnp.ones_like(states[..., :1])], axis=-1)
 
