@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from auditdm_jax.channels import Prober, Studio, instructions_of
+from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.choice import Choice, Guide
 from auditdm_jax.config import CHANNELS, TrainConfig
 from auditdm_jax.critic import AS_DRAWN, num_features
@@ -22,6 +22,7 @@ from auditdm_jax.outcomes import Asked
 from auditdm_jax.prompts import instruction_prompts
 from auditdm_jax.rollout import decode
 from auditdm_jax.scenes.zoo_paths import load_model
+from auditdm_jax.studio import Studio
 from auditdm_jax.topics import topics_of
 
 Images = UInt8[np.ndarray, "B H W 3"]

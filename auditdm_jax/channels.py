@@ -10,16 +10,14 @@ images comes without questions. The reward credits what was written for the chan
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
-from auditdm_jax.checks import Faults, faults_of_edits, faults_of_generations
 from auditdm_jax.choice import Choice
 from auditdm_jax.config import Probing, TrainConfig
 from auditdm_jax.layout import QUESTION, Layout, layout
@@ -28,10 +26,7 @@ from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import texts_of
 from auditdm_jax.rollout import ask, prompt_rows, words_of
 from auditdm_jax.sampling import Begun, Completions, Prompt
-from auditdm_jax.scenes.zoo_paths import pipeline_path
-
-if TYPE_CHECKING:
-    from auditdm_jax.counterfactuals import Renderer
+from auditdm_jax.studio import Studio
 
 FAULTS = ("collapsed", "no_effect", "drifted")
 """Why a new image counts for nothing, see `checks.Faults`."""
@@ -49,60 +44,6 @@ def instructions_of(config: TrainConfig) -> list[str]:
 def limits_of(config: TrainConfig) -> tuple[int, int, int]:
     """The most tokens of what is written for each of `CHANNELS`."""
     return config.max_question_tokens, config.probing.max_command_tokens, config.probing.max_caption_tokens
-
-
-class Studio(NamedTuple):
-    """The frozen pipelines that carry out commands and draw captions; None where the channel is not used."""
-
-    editor: "Renderer | None"
-    generator: "Renderer | None"
-
-    @classmethod
-    def load(cls, probing: Probing) -> "Studio | None":
-        """The pipelines that the channels need, one for both where it is the same; None if they need none.
-
-        Raises UserError as `Renderer.load` does, and for a pipeline that does not edit, or generate.
-        """
-        if set(probing.channels) <= {"question"}:
-            return None
-        from auditdm_jax.counterfactuals import Renderer  # takes seconds: who only asks does not wait for it
-
-        def load(channel: str, name: str, ability: Literal["edits", "generates"]) -> Renderer | None:
-            if channel not in probing.channels:
-                return None
-            renderer = Renderer.load(pipeline_path(name), **vars(probing.render))
-            renderer.require(ability)
-            renderer.progress = False  # the run has a bar of its own
-            return renderer
-
-        editor = load("edit", probing.editor, "edits")
-        if editor is not None and probing.editor == probing.generator and editor.family.generates:
-            return cls(editor, editor)
-        return cls(editor, load("caption", probing.generator, "generates"))
-
-    def render(
-        self, channel: str, images: UInt8[Array, "N H W 3"], texts: Sequence[str], seeds: Sequence[int]
-    ) -> tuple[UInt8[Array, "N H W 3"], Faults]:
-        """Images after their commands, or from their captions, and their faults.
-
-        A generation is drawn at the size that is set, else at that of the old image, and resized to it.
-        """
-        if channel == "edit":
-            assert self.editor is not None
-            made = self.editor.edit(images, texts, seeds)
-            return made, faults_of_edits(images, made)
-        assert self.generator is not None
-        own = (images.shape[1], images.shape[2])
-        made = self.generator.generate(texts, seeds, self.generator.settings.size or own)
-        if made.shape != images.shape:
-            resized = jax.image.resize(made.astype(jnp.float32), images.shape, "cubic")
-            made = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
-        return made, faults_of_generations(made)
-
-    def check_size(self, size: int) -> None:
-        """Raises UserError if a pipeline cannot work with square images of a size, or at the size that is set."""
-        for renderer in filter(None, self):
-            renderer.check_size(renderer.settings.size or size)
 
 
 class Probes(NamedTuple):
@@ -222,7 +163,9 @@ class Prober:
             if self.choice is not None:
                 part = self._chosen(self.choice, *given, channels[place], tokens, topical=True)
             else:
-                begins = begun and Begun(begun.ids[place], begun.mask[place])
+                begins = None  # a span is of questions alone or has none, and only questions are begun
+                if begun is not None and channels[rows[0]] == QUESTION:
+                    begins = Begun(begun.ids[place], begun.mask[place])
                 part = self._ask(*given, generations, tokens, begins)
             parts.append(self._padded(part, longest))
         order = np.argsort(np.concatenate([rows for rows, _ in spans]))
@@ -268,10 +211,6 @@ class Prober:
         tokens: int,
         begun: Begun | None = None,
     ) -> Completions:
-        if begun is not None:
-            # A command is no question, and a shorter or longer one: nothing is begun there.
-            longer = ((0, 0), (0, 0), (0, max(0, tokens - begun.ids.shape[2])))
-            begun = Begun(*(jnp.pad(x[..., :tokens], longer) for x in begun))
         sampling = dict(num_generations=generations, max_new_tokens=tokens, temperature=self.temperature)
         return ask(params, self.config, prompt, images, key, begun=begun, **sampling)
 

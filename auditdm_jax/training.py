@@ -15,7 +15,7 @@ import optax
 
 from auditdm_jax.alarms import duplicates
 from auditdm_jax.answers import text_answer_id
-from auditdm_jax.channels import Prober, Studio, instructions_of, limits_of
+from auditdm_jax.channels import Prober, instructions_of, limits_of
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
@@ -37,6 +37,7 @@ from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.state import AuditState, Frozen, Trained
 from auditdm_jax.step import make_step
+from auditdm_jax.studio import Studio
 from auditdm_jax.topics import topics_of
 
 ARCHIVE_SIZE = 4096

@@ -19,6 +19,7 @@ import tyro
 from auditdm_jax import channels, collect, step, training
 from auditdm_jax.config import CHANNELS, Probing, TrainConfig
 from auditdm_jax.state import AuditState
+from auditdm_jax.studio import Studio
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,7 @@ def timed(spent: Counter[str], name: str, function: Callable) -> Callable:
     return call
 
 
-def prepared(
-    run: TrainConfig, studio: channels.Studio, spent: Counter[str]
-) -> tuple[Callable, AuditState, training.Source]:
+def prepared(run: TrainConfig, studio: Studio, spent: Counter[str]) -> tuple[Callable, AuditState, training.Source]:
     """A run's step, its first state, and its images; the time of the models and the renderer is counted in `spent`."""
     players = training.load_players(run)
     studio.check_size(training.input_size(players))
@@ -66,7 +65,7 @@ def prepared(
 def main(config: Config) -> None:
     run = TrainConfig(probing=Probing(channels=CHANNELS))
     spent: Counter[str] = Counter()
-    one_step, state, source = prepared(run, channels.Studio.load(run.probing), spent)
+    one_step, state, source = prepared(run, Studio.load(run.probing), spent)
     for _ in range(config.warmup):
         state, _, _ = one_step(state, next(source)["image"])
     spent.clear()

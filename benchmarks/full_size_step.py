@@ -28,6 +28,7 @@ from auditdm_jax.config import Probing, RenderSettings, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.counterfactuals import Renderer
 from auditdm_jax.scenes.zoo_paths import ZOO
+from auditdm_jax.studio import Studio
 
 # As published. The texts are padded to these lengths, whatever their words.
 CLIP_TOKENS, T5_TOKENS = 77, 512
@@ -129,7 +130,7 @@ def main(config: Config) -> None:
     editor = Renderer(pipeline, run.probing.render, device)
     editor.progress = False
     spent: Counter[str] = Counter()
-    one_step, state, source = prepared(run, channels.Studio(editor, None), spent)
+    one_step, state, source = prepared(run, Studio(editor, None), spent)
     for _ in range(config.warmup):
         state, _, _ = one_step(state, next(source)["image"])
 

@@ -20,10 +20,8 @@ import tyro
 
 from auditdm_jax.answers import normalize
 from auditdm_jax.asking import Ask, Asking, Panel, make_ask
-from auditdm_jax.audit import audit
-from auditdm_jax.choice import Guide
+from auditdm_jax.audit import audit, guide_of
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
-from auditdm_jax.critic import read_critic
 from auditdm_jax.errors import UserError, run_cli
 from auditdm_jax.evals import Answerer, wilson
 from auditdm_jax.files import append_jsonl, read_json
@@ -178,8 +176,8 @@ def trained(world: World) -> Ask:
     run = TrainConfig("trained", str(world.folder), world.seed, steps=steps, models=models, resume=True)
     if not (world.folder / "trained" / "auditor" / "config.json").exists():
         train(run)
-    auditor, audit_ = load_model(str(world.folder / "trained" / "auditor")), AuditConfig()
-    guide = Guide(read_critic(world.folder / "trained"), audit_.candidates, run.topics, audit_.topic_share)
+    auditor = load_model(str(world.folder / "trained" / "auditor"))
+    guide = guide_of(AuditConfig(run.name, run.out, temperature=config.temperature), run)
     return make_ask(auditor, auditor, run, config.temperature, None, guide)
 
 

@@ -12,7 +12,7 @@ from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import audit, training
 from auditdm_jax.answering import answer
-from auditdm_jax.channels import Prober, Studio, instructions_of
+from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.collect import _rewarded_compiled, collect_probes
 from auditdm_jax.config import CHANNELS, AuditConfig, Models, Probing, RenderSettings, TrainConfig
 from auditdm_jax.conventions import GRPO
@@ -22,6 +22,7 @@ from auditdm_jax.models.vlm import VLM
 from auditdm_jax.rollout import ask, decode, question_logps, words_of
 from auditdm_jax.scenes.dataset import SceneSource, scenes_of
 from auditdm_jax.step import make_step, update
+from auditdm_jax.studio import Studio
 from auditdm_jax.topics import topics_of
 
 ALL = Probing(channels=CHANNELS)

@@ -46,10 +46,10 @@ def test_a_first_batch_by_hand():
 
 def test_a_stream_ends_near_the_fit_of_all_that_is_remembered():
     """The penalised likelihood with fading weights, minimised at once by another's optimiser."""
-    critic, many, teach = ignorant(1, 3), 400, jax.jit(taught)
+    critic, many = ignorant(1, 3), 400
     batches = [batch(seed) for seed in range(many)]
     for states, claimed, _ in batches:
-        critic = teach(critic, states, ONE, claimed)
+        critic = taught(critic, states, ONE, claimed)
     x = np.concatenate([np.asarray(features(states), np.float64).reshape(-1, 4) for states, _, _ in batches])
     y = np.concatenate([np.asarray(claimed).reshape(-1) for _, claimed, _ in batches])
     weight = np.repeat(MEMORY ** np.arange(many)[::-1], 20)
