@@ -16,7 +16,7 @@ from auditdm_jax.critic import chances
 from auditdm_jax.sampling import Begun, Completions
 from auditdm_jax.topics import Topics
 
-WORTH = 0.35
+WORTH = 0.4
 """A topic is asked of an image where it is this likely to show a failure, beside the best candidate without a topic."""
 
 

@@ -55,6 +55,9 @@ class Probing:
     which a generator makes a new image; the images are shared out among these."""
     channel_weights: tuple[float, ...] = ()
     """Share of the images that each channel has, in the same order; by default equal."""
+    new_images_every: int = 1
+    """Of so many steps one goes through all channels; in the others the auditor asks about the images as they are,
+    which takes a fraction of the time."""
     editor: str = "editor"
     """Diffusion pipeline that carries out commands: the zoo's, a pipeline directory or a hub id."""
     generator: str = "editor"
@@ -84,9 +87,11 @@ class Probing:
             )
         if any(not 0 < weight < float("inf") for weight in self.channel_weights):
             raise UserError("channel-weights must be above 0: leave a channel out instead")
+        if self.new_images_every > 1 and "question" not in self.channels:
+            raise UserError("new-images-every needs the channel question, for the steps between; add it to --channels")
         if not 0 <= self.old_questions <= 1:
             raise UserError(f"old-questions is {self.old_questions}: it is a share, from 0 to 1")
-        at_least_one(self, "max_command_tokens", "max_caption_tokens")
+        at_least_one(self, "new_images_every", "max_command_tokens", "max_caption_tokens")
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ class AuditConfig(RunPaths):
     candidates: int = 3
     """Questions that the run's auditor draws of an image: the one that its critic finds likeliest to show a failure is
     asked. 1: as drawn. The auditor before training has no critic."""
-    topic_share: float = 0.06
+    topic_share: float = 0.05
     """Failures that questions with a topic are expected to bring, each topic as many, as a share of the images that are
     asked about as they are (of a run that has topics, see reward.topic-share). A topic is asked where the critic finds
     it worth it."""

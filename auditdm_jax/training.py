@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -210,11 +210,12 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     runs = [open_run(each, players, settings) for each in configs]
     states, first = [run.state for run in runs], runs[0].first
     translate = None if share_tokens(players) else retokenizer(players)
+    every = config.probing.new_images_every
     if len(runs) == 1:
-        single = make_step(cast, settings, translate, prober)
-        step: Any = lambda states, images, draw=None: [single(states[0], images[0], draw)]  # noqa: E731
+        step: Any = one_run(make_step(cast, settings, translate, prober))
+        between = one_run(make_step(cast, replace(settings, spans=()), translate)) if prober and every > 1 else step
     elif not (translate or prober or settings.grpo.max_resamples or any(run.first != first for run in runs)):
-        step = make_joint_step(cast, settings)
+        step = between = make_joint_step(cast, settings)
     else:
         for run in runs:
             run.checkpoints.close()
@@ -239,7 +240,8 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
         if first == 0:
             log_probes(0)
         for number in range(first + 1, config.steps + 1):
-            done = step(states, [next(run.source)["image"] for run in runs], draw)
+            now = between if number % every else step
+            done = now(states, [next(run.source)["image"] for run in runs], draw)
             states = [state for state, _, _ in done]
             for log, (_, metrics, record) in zip(logs, done, strict=True):
                 repeated = duplicates(record["question_ids"], record["question_mask"])
@@ -252,6 +254,11 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                     log.flush()
                     run.save(number, state)
     return [run.close(state, players.auditor) for run, state in zip(runs, states, strict=True)]
+
+
+def one_run(step: Callable) -> Callable:
+    """A step of one run as that of several, with lists of one."""
+    return lambda states, images, draw=None: [step(states[0], images[0], draw)]
 
 
 def used_by_all(config: TrainConfig) -> None:

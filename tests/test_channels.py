@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_zoo import save_tiny_zoo
 
-from auditdm_jax import audit, training
+from auditdm_jax import training
 from auditdm_jax.answering import answer
 from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.collect import _rewarded_compiled, collect_probes
-from auditdm_jax.config import CHANNELS, AuditConfig, Models, Probing, RenderSettings, TrainConfig
+from auditdm_jax.config import CHANNELS, Models, Probing, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.layout import layout
-from auditdm_jax.models.vlm import VLM
 from auditdm_jax.rollout import ask, decode, question_logps, words_of
 from auditdm_jax.scenes.dataset import SceneSource, scenes_of
 from auditdm_jax.step import make_step, update
@@ -74,6 +72,8 @@ def test_layout_keeps_the_shares(weights, images, old_questions):
         ({"channels": ("edit",), "channel_weights": (0.0,)}, "above 0"),
         ({"channels": ("edit",), "channel_weights": (float("nan"),)}, "above 0"),
         ({"old_questions": 1.5}, "from 0 to 1"),
+        ({"channels": ("edit",), "new_images_every": 2}, "needs the channel question"),
+        ({"new_images_every": 0}, "new-images-every is 0"),
         ({"max_command_tokens": 0}, "max-command-tokens is 0"),
     ],
 )
@@ -311,31 +311,3 @@ def test_three_steps_compile_once(parts, started):
         sizes.append([function._cache_size() for function in (update, _rewarded_compiled, ask, answer)])
     assert sizes[0][0] == 1
     assert sizes[0] == sizes[1] == sizes[2]
-
-
-@pytest.mark.slow
-def test_a_run_through_all_channels_audits_and_resumes_exactly(tmp_path):
-    """Two steps at once, or one and, from its checkpoint, another: the same auditor. Its audit has all channels."""
-    zoo = save_tiny_zoo(tmp_path / "zoo")
-    whole = TrainConfig(
-        name="whole",
-        out=str(tmp_path),
-        steps=2,
-        images_per_step=3,
-        models=Models("auditor", zoo["target"], (zoo["a"], zoo["b"]), zoo["b"]),
-        probing=replace(ALL, render=RenderSettings(steps=1)),
-        grpo=GRPO(num_generations=2),
-        checkpoint_every=1,
-    )
-    training.train(whole)
-    halves = replace(whole, name="halves")
-    training.train(replace(halves, steps=1))
-    training.train(replace(halves, resume=True))
-    weights = [VLM.load(tmp_path / name / "auditor").params for name in ("whole", "halves")]
-    jax.tree.map(np.testing.assert_array_equal, *weights)
-
-    summary = audit.main(AuditConfig(name="whole", out=str(tmp_path), questions=9, batch_size=6))
-    assert {name: part["images"] for name, part in summary["channels"].items()} == dict.fromkeys(CHANNELS, 3)
-    assert summary["prompt_only"]["images"] == 9
-    assert set(summary["files"]) == {"discoveries", "questions", "sensitivity"}
-    assert sum(summary["outcomes"].values()) == 9
