@@ -1,4 +1,4 @@
-"""[host] Which of several candidates an audit asks: the one that the critic finds likeliest to show a failure.
+"""[host] Which of several candidates an audit asks: one that the critic finds about as likely as any to show a failure.
 
 Of every image some candidates are drawn as the auditor likes, and one begins with each topic. Each topic takes the
 images where it costs least, until the critic expects its share of failures of it.
@@ -16,8 +16,11 @@ from auditdm_jax.critic import chances
 from auditdm_jax.sampling import Begun, Completions
 from auditdm_jax.topics import Topics
 
+NEARLY = 0.94
+"""Of the candidates without a topic the first is asked that is this likely to show a failure, beside the likeliest: the
+very likeliest are much of a kind."""
 WORTH = 0.4
-"""A topic is asked of an image where it is this likely to show a failure, beside the best candidate without a topic."""
+"""A topic is asked of an image where it is this likely to show a failure, beside the candidate without a topic."""
 
 
 class Guide(NamedTuple):
@@ -55,11 +58,12 @@ class Choice:
         heads[:, count:] = len(self.guide.critic) - topics + np.arange(heads.shape[1] - count)
         found = np.asarray(chances(jnp.asarray(self.guide.critic), written.ends, jnp.asarray(heads)))
         free, topical = np.split(found, [count], axis=1)
-        chosen = free.argmax(1)
+        chosen = (free >= NEARLY * free.max(1, keepdims=True)).argmax(1)
+        beside = np.take_along_axis(free, chosen[:, None], axis=1)[:, 0]
         if topical.shape[1]:
             rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
             topic, quota = np.full(len(asks), -1), self.guide.share * asks.sum() / topics
-            topic[asks] = share_out(rng, quota, topical[asks], free.max(1)[asks])
+            topic[asks] = share_out(rng, quota, topical[asks], beside[asks])
             chosen = np.where(topic < 0, chosen, count + topic)
         return jax.tree.map(lambda x: jnp.take_along_axis(x, chosen[:, None, None], axis=1), written)
 
@@ -70,8 +74,8 @@ def share_out(
     """A topic for some of N images, -1 for the others.
 
     Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
-    beside that of the image's best other candidate, and nowhere if that is below `WORTH`. The topic that is worth least
-    chooses first.
+    beside that of the image's candidate without a topic, and nowhere if that is below `WORTH`. The topic that is worth
+    least chooses first.
     """
     worth = chance / beside[:, None]
     chosen = np.full(len(chance), -1)

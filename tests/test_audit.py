@@ -145,7 +145,7 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
         discoveries.read(summary["files"]["questions"], 64)
 
     printed = capsys.readouterr().out
-    assert (summary["candidates"], len(summary["topics"])) == (3, 7)
+    assert (summary["candidates"], len(summary["topics"])) == (8, 7)
     assert "asks the likeliest of 3 questions an image, and of 7 topics where they are worth it" in printed
     assert "prompt-only      10   0.500 [0.237, 0.763]" in printed
     assert "trained          40   0.750 [0.598, 0.858]" in printed
@@ -163,7 +163,7 @@ def test_who_guides_an_audit(finished_run, monkeypatch):
     monkeypatch.setattr(module, "load_panel", lambda *args: (given.append(args[-1]), (panel(8), 64))[1])
     config = AuditConfig(name="r", out=str(finished_run.parent), questions=8, batch_size=8)
     main(config)
-    assert (given[-1].candidates, given[-1].critic.shape) == (3, (1, 9))
+    assert (given[-1].candidates, given[-1].critic.shape) == (8, (1, 9))
     assert (given[-1].topics, given[-1].share) == (BEGINNINGS, 0.05)
     main(replace(config, topic_share=0))
     assert given[-1].topics == ()
