@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from auditdm_jax.critic import chances
+from auditdm_jax.critic import chances, head_of
 from auditdm_jax.sampling import Begun, Completions
 from auditdm_jax.topics import Topics
 
@@ -54,17 +54,18 @@ class Choice:
     ) -> Completions:
         """One of the J candidates of each image, or of J + K; [B, 1, T]. channels: of each image."""
         count, topics = self.guide.candidates, len(self.guide.topics)
-        heads = np.repeat(channels[:, None], written.ids.shape[1], axis=1)
-        heads[:, count:] = len(self.guide.critic) - topics + np.arange(heads.shape[1] - count)
-        found = np.asarray(chances(jnp.asarray(self.guide.critic), written.ends, jnp.asarray(heads)))
+        rows = written.ids.shape[:2]
+        topic = jnp.broadcast_to(jnp.maximum(jnp.arange(rows[1]) - count, -1), rows)
+        heads = head_of(jnp.asarray(channels), topic, len(self.guide.critic) - topics)
+        found = np.asarray(chances(jnp.asarray(self.guide.critic), written.ends, heads))
         free, topical = np.split(found, [count], axis=1)
         chosen = (free >= NEARLY * free.max(1, keepdims=True)).argmax(1)
         beside = np.take_along_axis(free, chosen[:, None], axis=1)[:, 0]
         if topical.shape[1]:
             rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
-            topic, quota = np.full(len(asks), -1), self.guide.share * asks.sum() / topics
-            topic[asks] = share_out(rng, quota, topical[asks], beside[asks])
-            chosen = np.where(topic < 0, chosen, count + topic)
+            given, quota = np.full(len(asks), -1), self.guide.share * asks.sum() / topics
+            given[asks] = share_out(rng, quota, topical[asks], beside[asks])
+            chosen = np.where(given < 0, chosen, count + given)
         return jax.tree.map(lambda x: jnp.take_along_axis(x, chosen[:, None, None], axis=1), written)
 
 

@@ -18,7 +18,7 @@ from auditdm_jax.answers import mix32
 from auditdm_jax.channels import Prober
 from auditdm_jax.config import CHANNELS
 from auditdm_jax.conventions import GRPO
-from auditdm_jax.critic import chances, taught
+from auditdm_jax.critic import chances, head_of, taught
 from auditdm_jax.layout import QUESTION, Spans, layout
 from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
@@ -260,10 +260,8 @@ def asked_metrics(outcome: Outcome, rewards: Float[Array, "B G"], written: Compl
 
 def heads_of(cast: Cast, channels: Int[Array, "B"], drawn: Drawn | None, outcome: Outcome) -> Int[Array, "B G"]:
     """Which of the critic's heads sees each completion: its topic's, else its channel's."""
-    heads = jnp.broadcast_to(channels[:, None], outcome.claimed.shape)
-    if drawn is None:
-        return heads
-    return jnp.where(drawn.topic < 0, heads, len(cast.auditor.prompts.input_ids) + drawn.topic)
+    topic = jnp.full(outcome.claimed.shape, -1) if drawn is None else drawn.topic
+    return head_of(channels, topic, len(cast.auditor.prompts.input_ids))
 
 
 def foreseen(trained: Trained, written: Completions, heads: Int[Array, "B G"], outcome: Outcome) -> dict[str, Array]:

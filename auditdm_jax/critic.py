@@ -64,6 +64,11 @@ def features(states: Float[Array, "*batch D"]) -> Float32[Array, "*batch F"]:
     return jnp.concatenate([states, jnp.ones_like(states[..., :1])], axis=-1)
 
 
+def head_of(channels: Int[Array, "B"], topic: Int[Array, "B G"], first: int) -> Int[Array, "B G"]:
+    """Which head sees each completion: its topic's, of which the first is `first`, or of topic -1 its channel's."""
+    return jnp.where(topic < 0, channels[:, None], first + topic)
+
+
 @jax.jit
 def chances(
     weights: Float32[Array, "H F"], states: Float[Array, "B G D"], heads: Int[Array, "B G"]
