@@ -45,9 +45,11 @@ class Choice:
         the images that are asked about."""
         if self.topics is None:
             return None
-        topic = np.full((len(asks), self.guide.candidates + len(self.guide.topics)), -1)
-        topic[asks, self.guide.candidates :] = np.arange(len(self.guide.topics))
-        return self.topics.begun(jnp.asarray(topic), length)
+        return self.topics.begun(jnp.asarray(np.where(asks[:, None], self._topic(), -1)), length)
+
+    def _topic(self) -> Int[np.ndarray, "J+K"]:
+        """The topic of each candidate of an image, -1 is none."""
+        return np.append(np.full(self.guide.candidates, -1), np.arange(len(self.guide.topics)))
 
     def pick(
         self, written: Completions, channels: Int[np.ndarray, "B"], asks: Bool[np.ndarray, "B"], key: Array
@@ -55,7 +57,7 @@ class Choice:
         """One of the J candidates of each image, or of J + K; [B, 1, T]. channels: of each image."""
         count, topics = self.guide.candidates, len(self.guide.topics)
         rows = written.ids.shape[:2]
-        topic = jnp.broadcast_to(jnp.maximum(jnp.arange(rows[1]) - count, -1), rows)
+        topic = jnp.broadcast_to(self._topic()[: rows[1]], rows)
         heads = head_of(jnp.asarray(channels), topic, len(self.guide.critic) - topics)
         found = np.asarray(chances(jnp.asarray(self.guide.critic), written.ends, heads))
         free, topical = np.split(found, [count], axis=1)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,25 +15,37 @@ from auditdm_jax.conventions import GRPO
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.step import update
 
-ALL = Probing(channels=CHANNELS)
+
+@pytest.fixture
+def whole(tmp_path):
+    """Two steps through all channels: the zoo's auditor and editor, tiny random models beside them."""
+    zoo = save_tiny_zoo(tmp_path / "zoo")
+    return TrainConfig(
+        name="whole",
+        out=str(tmp_path),
+        steps=2,
+        images_per_step=3,
+        models=Models("auditor", zoo["target"], (zoo["a"], zoo["b"]), zoo["b"]),
+        probing=Probing(channels=CHANNELS, render=RenderSettings(steps=1)),
+        grpo=GRPO(num_generations=2),
+        checkpoint_every=1,
+    )
+
+
+def assert_resumes_exactly(whole: TrainConfig) -> None:
+    """One step and, from its checkpoint, the others: the same auditor as of the run that is there."""
+    halves = replace(whole, name="halves")
+    training.train(replace(halves, steps=1))
+    training.train(replace(halves, resume=True))
+    weights = [VLM.load(Path(whole.out) / name / "auditor").params for name in ("whole", "halves")]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
 @pytest.mark.slow
-def test_between_steps_of_new_images_questions_are_asked(tmp_path):
-    """Of three steps the second goes through all channels, as probes do; all three compile once. A run that was stopped
-    between goes on the same."""
-    zoo = save_tiny_zoo(tmp_path / "zoo")
-    whole = TrainConfig(
-        name="whole",
-        out=str(tmp_path),
-        steps=3,
-        images_per_step=3,
-        models=Models("auditor", zoo["target"], (zoo["a"], zoo["b"]), zoo["b"]),
-        probing=replace(ALL, new_images_every=2, render=RenderSettings(steps=1)),
-        grpo=GRPO(num_generations=2),
-        checkpoint_every=1,
-        probe_every=3,
-    )
+def test_between_steps_of_new_images_questions_are_asked(whole, tmp_path):
+    """Of three steps the second goes through all channels, as probes do, with one compiled update. A run that was
+    stopped between goes on the same."""
+    whole = replace(whole, steps=3, probing=replace(whole.probing, new_images_every=2), probe_every=3)
     update.clear_cache()
     training.train(whole)
     assert update._cache_size() == 1
@@ -40,33 +53,14 @@ def test_between_steps_of_new_images_questions_are_asked(tmp_path):
     through = [row["step"] for row in rows if "edit/claimed" in row]
     asked = [row["step"] for row in rows if "outcome/claimed" in row]
     assert (through, asked) == ([2], [1, 2, 3])
-    halves = replace(whole, name="halves")
-    training.train(replace(halves, steps=1))
-    training.train(replace(halves, resume=True))
-    weights = [VLM.load(tmp_path / name / "auditor").params for name in ("whole", "halves")]
-    jax.tree.map(np.testing.assert_array_equal, *weights)
+    assert_resumes_exactly(whole)
 
 
 @pytest.mark.slow
-def test_a_run_through_all_channels_audits_and_resumes_exactly(tmp_path):
+def test_a_run_through_all_channels_audits_and_resumes_exactly(whole, tmp_path):
     """Two steps at once, or one and, from its checkpoint, another: the same auditor. Its audit has all channels."""
-    zoo = save_tiny_zoo(tmp_path / "zoo")
-    whole = TrainConfig(
-        name="whole",
-        out=str(tmp_path),
-        steps=2,
-        images_per_step=3,
-        models=Models("auditor", zoo["target"], (zoo["a"], zoo["b"]), zoo["b"]),
-        probing=replace(ALL, render=RenderSettings(steps=1)),
-        grpo=GRPO(num_generations=2),
-        checkpoint_every=1,
-    )
     training.train(whole)
-    halves = replace(whole, name="halves")
-    training.train(replace(halves, steps=1))
-    training.train(replace(halves, resume=True))
-    weights = [VLM.load(tmp_path / name / "auditor").params for name in ("whole", "halves")]
-    jax.tree.map(np.testing.assert_array_equal, *weights)
+    assert_resumes_exactly(whole)
 
     summary = audit.main(AuditConfig(name="whole", out=str(tmp_path), questions=9, batch_size=6))
     assert {name: part["images"] for name, part in summary["channels"].items()} == dict.fromkeys(CHANNELS, 3)
