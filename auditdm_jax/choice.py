@@ -1,7 +1,8 @@
 """[host] Which of several candidates an audit asks: one that the critic finds about as likely as any to show a failure.
 
 Of every image some candidates are drawn as the auditor likes, and one begins with each topic. Each topic takes the
-images where it costs least, until the critic expects its share of failures of it.
+images where it costs least, until the critic expects its share of failures of it, and more of them where it costs
+nearly nothing.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from auditdm_jax.critic import chances, head_of
 from auditdm_jax.sampling import Begun, Completions
 from auditdm_jax.topics import Topics
 
-NEARLY = 0.94
+NEARLY = 0.95
 """Of the candidates without a topic the first is asked that is this likely to show a failure, beside the likeliest: the
 very likeliest are much of a kind."""
-WORTH = 0.4
+WORTH = 0.55
 """A topic is asked of an image where it is this likely to show a failure, beside the candidate without a topic."""
+CHEAP = 0.9
+"""And here it costs nothing: of topics, of which the critic has seen few questions, it expects too little rather."""
 
 
 class Guide(NamedTuple):
@@ -77,10 +80,12 @@ def share_out(
     """A topic for some of N images, -1 for the others.
 
     Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
-    beside that of the image's candidate without a topic, and nowhere if that is below `WORTH`. The topic that is worth
-    least chooses first.
+    beside that of the image's candidate without a topic, and nowhere if that is below `WORTH`. Where it is `CHEAP`,
+    half as many at least as if topics and questions without one were asked alike. The topic that is worth least
+    chooses first.
     """
     worth = chance / beside[:, None]
+    alike = len(chance) / (chance.shape[1] + 1)
     chosen = np.full(len(chance), -1)
     for topic in np.argsort(worth.max(0, initial=0.0), kind="stable"):
         open_ = np.flatnonzero((chosen < 0) & (worth[:, topic] >= WORTH))
@@ -88,5 +93,6 @@ def share_out(
         before = np.cumsum(chance[open_, topic]) - chance[open_, topic]
         # Whole images until the quota is reached; the one that crosses it with the chance that makes up for the rest.
         takes = rng.random() * chance[open_, topic] < quota - before
+        takes |= (worth[open_, topic] >= CHEAP) & (np.arange(len(open_)) < alike / 2)
         chosen[open_[takes]] = topic
     return chosen

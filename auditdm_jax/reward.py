@@ -19,9 +19,13 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from auditdm_jax.answers import mix32
 from auditdm_jax.errors import UserError
 
-BEGINNINGS = ("how many", "how does", "what color", "what shape", "what pattern", "what emotion", "where is")
-"""How questions about an image may begin, whatever the target. They name what is asked about: a bare "what is" ended in
-questions that are none ("what is the label say?"), of which references agree and targets do not all the same."""
+BEGINNINGS = (
+    "how many", "where is", "what color", "what shape", "what pattern", "what emotion", "what hour", "which action",
+    "which word", "which meaning", "which country",
+)  # fmt: skip
+"""How questions about an image may begin, whatever the target: one beginning for each kind. They name what is asked
+about: a bare "what is" ended in questions that are none ("what is the label say?"), of which references agree and targets
+do not all the same."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Reward:
     counts most at first. Nearer to 1, success counts more in the end."""
     topics: tuple[str, ...] = BEGINNINGS
     """Beginnings with which some of the questions must start, drawn by what they bring and what is still uncovered."""
-    topic_share: float = 0.1
-    """Share of the questions that must begin with a topic; 0: none."""
+    topic_share: float = 0.16
+    """Share of the questions that must begin with a topic, by default one or two of each a step; 0: none."""
 
     def __post_init__(self) -> None:
         if not 0 < self.agreement <= 1:

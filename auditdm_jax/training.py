@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -66,7 +67,8 @@ def step_settings(config: TrainConfig) -> StepSettings:
     )
     lengths = config.max_question_tokens, config.max_answer_tokens
     spans = layout(config.probing, config.images_per_step).spans(limits_of(config))
-    if grpo.max_resamples:  # the groups of a batch change places
+    # Not where the groups of a batch change places; nor where few steps need it, for each length is compiled for.
+    if grpo.max_resamples or config.probing.new_images_every > 1:
         spans = ()
     return StepSettings(grpo, config.reward, config.steps, *lengths, config.remat, optimizer, spans)
 
@@ -213,7 +215,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     every = config.probing.new_images_every
     if len(runs) == 1:
         step: Any = one_run(make_step(cast, settings, translate, prober))
-        between = one_run(make_step(cast, replace(settings, spans=()), translate)) if prober and every > 1 else step
+        between = one_run(make_step(cast, settings, translate)) if prober and every > 1 else step
     elif not (translate or prober or settings.grpo.max_resamples or any(run.first != first for run in runs)):
         step = between = make_joint_step(cast, settings)
     else:
@@ -237,8 +239,14 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                 log.flush()
                 log.write(number, row)
 
-        if first == 0:
-            log_probes(0)
+        with ThreadPoolExecutor(1) as ahead:  # the steps between compile beside the probe's
+            if between is not step:
+                blank = np.zeros((config.images_per_step, input_size(players), input_size(players), 3), np.uint8)
+                compiled = ahead.submit(between, [_for_probe(state) for state in states], [blank])
+            if first == 0:
+                log_probes(0)
+        if between is not step:
+            compiled.result()
         for number in range(first + 1, config.steps + 1):
             now = between if number % every else step
             done = now(states, [next(run.source)["image"] for run in runs], draw)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditdm_jax.choice import NEARLY, WORTH, Choice, Guide, share_out
+from auditdm_jax.choice import CHEAP, NEARLY, WORTH, Choice, Guide, share_out
 from auditdm_jax.sampling import Completions
 from auditdm_jax.topics import Topics
 
@@ -81,16 +81,24 @@ def test_topics_go_where_they_are_worth_most(images, topics, quota, seed):
     for topic in range(topics):
         mine = np.flatnonzero(chosen == topic)
         assert (worth[mine, topic] >= WORTH).all()
-        assert (chance[mine, topic].sum() < quota + 1) or not len(mine)
+        free = (worth[mine, topic] >= CHEAP).all() and len(mine) < images / 2 / (topics + 1) + 1
+        assert chance[mine, topic].sum() < quota + 1 or free
         left = np.flatnonzero((chosen < 0) & (worth[:, topic] >= WORTH))
         if len(left):  # then its quota was filled, but for one image, and with the best of what was free
             assert chance[mine, topic].sum() > quota - 1
             assert not len(mine) or worth[mine, topic].min() >= worth[left, topic].max()
 
 
+def test_a_topic_that_costs_nothing_is_asked_half_as_often_as_if_all_were_asked_alike():
+    rng = np.random.default_rng(0)
+    chance = np.full((120, 2), [0.9 * CHEAP + 0.001, 0.9 * CHEAP - 0.001])
+    chosen = share_out(rng, 0.0, chance, np.full(120, 0.9))
+    assert np.bincount(chosen + 1).tolist() == [100, 20]  # of two topics and none a third each would be alike
+
+
 def test_topics_bring_as_many_failures_as_they_should():
     """On average over draws, however few images there are at a time."""
     rng = np.random.default_rng(0)
-    chance, beside = np.full((10, 2), [0.5, 0.8]), np.ones(10)
+    chance, beside = np.full((10, 2), [0.6, 0.8]), np.ones(10)
     found = [np.bincount(share_out(rng, 0.6, chance, beside) + 1, minlength=3)[1:] for _ in range(4000)]
-    np.testing.assert_allclose(np.mean(found, 0) * [0.5, 0.8], [0.6, 0.6], atol=0.02)
+    np.testing.assert_allclose(np.mean(found, 0) * [0.6, 0.8], [0.6, 0.6], atol=0.02)

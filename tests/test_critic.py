@@ -83,17 +83,19 @@ def test_the_scale_of_hidden_states_does_not_matter():
 
 @pytest.mark.parametrize("width", [96, 512])
 def test_a_head_that_sees_little_is_hardly_worse_than_the_share(width):
-    """Two examples a step, of which one feature tells a little: more features may not make it bolder."""
+    """Two examples a step, of which one of twelve directions tells a little: a trained auditor's states have nine
+    tenths of their variance in so many."""
     rng, critic, errors, zeros = np.random.default_rng(0), ignorant(1, width), [], jnp.zeros((1, 2), int)
+    ways = rng.normal(size=(12, width))
     for step in range(300):
-        states = rng.normal(size=(1, 2, width))
-        claimed = rng.random((1, 2)) < 1 / (1 + np.exp(-1.0 - states[..., 0]))
-        states = jnp.asarray(states, jnp.float32)
+        along = rng.normal(size=(1, 2, 12))
+        claimed = rng.random((1, 2)) < 1 / (1 + np.exp(-1.0 - along[..., 0]))
+        states = jnp.asarray(along @ ways + 0.1 * rng.normal(size=(1, 2, width)), jnp.float32)
         if step >= 200:
             errors.append(np.square(np.asarray(chances(critic.weights, states, zeros)) - claimed).mean())
         critic = taught(critic, states, zeros, jnp.asarray(claimed))
     assert critic.weights.shape == (1, num_features(width))
-    assert np.mean(errors) < 0.27  # 0.25 is that of a coin, 0.21 of the share; of 768 features it would be 0.28
+    assert np.mean(errors) < 0.22  # 0.25 is that of a coin, 0.21 of the share
 
 
 def test_wide_states_are_projected_to_what_tells_them_apart():
