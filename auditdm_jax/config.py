@@ -87,8 +87,11 @@ class Probing:
             )
         if any(not 0 < weight < float("inf") for weight in self.channel_weights):
             raise UserError("channel-weights must be above 0: leave a channel out instead")
-        if self.new_images_every > 1 and "question" not in self.channels:
-            raise UserError("new-images-every needs the channel question, for the steps between; add it to --channels")
+        if self.new_images_every > 1 and not {"question"} < set(self.channels):
+            raise UserError(
+                "new-images-every needs the channel question, for the steps between, and one that makes new images; "
+                "add to --channels what is missing"
+            )
         if not 0 <= self.old_questions <= 1:
             raise UserError(f"old-questions is {self.old_questions}: it is a share, from 0 to 1")
         at_least_one(self, "new_images_every", "max_command_tokens", "max_caption_tokens")

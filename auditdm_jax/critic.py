@@ -24,9 +24,9 @@ AS_DRAWN = "train again, or ask as drawn with --candidates 1 --topic-share 0"
 MEMORY = 0.995
 """How much of what it saw before the critic keeps in a step: the auditor that wrote it changes."""
 PRIOR = 0.5 / 96
-"""Weight of the prior that says nothing, for each feature: the more of these, the more a question weighs. Weak, for of a
-topic a step has a question or two: under one of 10 / 96 the best were taken for mediocre (on unseen images of two runs a
-Brier score over topics of 0.165, here 0.133; over questions without one 0.067 and 0.066)."""
+"""Weight of the prior that says nothing, for each feature: the more of these, the more a question weighs. Weak, for of
+a topic a step has a question or two: under one of 10 / 96 the best were taken for mediocre (Brier score over topics, on
+unseen images of two runs, 0.165, here 0.133; over questions without one 0.067 and 0.066)."""
 WIDTH = 128
 """Wider states are projected to so many features: the precision of thousands would be as large as the auditor."""
 

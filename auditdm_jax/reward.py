@@ -24,8 +24,8 @@ BEGINNINGS = (
     "which word", "which meaning", "which country",
 )  # fmt: skip
 """How questions about an image may begin, whatever the target: one beginning for each kind. They name what is asked
-about: a bare "what is" ended in questions that are none ("what is the label say?"), of which references agree and targets
-do not all the same."""
+about: a bare "what is" ended in questions that are none ("what is the label say?"), of which references agree and
+targets do not all the same."""
 
 
 @dataclass(frozen=True)

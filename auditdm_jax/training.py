@@ -2,9 +2,9 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -215,7 +215,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     every = config.probing.new_images_every
     if len(runs) == 1:
         step: Any = one_run(make_step(cast, settings, translate, prober))
-        between = one_run(make_step(cast, settings, translate)) if prober and every > 1 else step
+        between = one_run(make_step(cast, settings, translate)) if every > 1 else step
     elif not (translate or prober or settings.grpo.max_resamples or any(run.first != first for run in runs)):
         step = between = make_joint_step(cast, settings)
     else:
@@ -239,14 +239,10 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                 log.flush()
                 log.write(number, row)
 
-        with ThreadPoolExecutor(1) as ahead:  # the steps between compile beside the probe's
-            if between is not step:
-                blank = np.zeros((config.images_per_step, input_size(players), input_size(players), 3), np.uint8)
-                compiled = ahead.submit(between, [_for_probe(state) for state in states], [blank])
+        blank = np.zeros((config.images_per_step, *[input_size(players)] * 2, 3), np.uint8)
+        with nullcontext() if between is step else compiled_meanwhile(between, states, blank):
             if first == 0:
                 log_probes(0)
-        if between is not step:
-            compiled.result()
         for number in range(first + 1, config.steps + 1):
             now = between if number % every else step
             done = now(states, [next(run.source)["image"] for run in runs], draw)
@@ -278,6 +274,15 @@ def used_by_all(config: TrainConfig) -> None:
                 f"of {config.images_per_step} images a step none goes through the channel {channel}; raise "
                 "--images-per-step or its weight, or leave it out"
             )
+
+
+@contextmanager
+def compiled_meanwhile(step: Callable, states: Sequence[AuditState], images: np.ndarray) -> Iterator[None]:
+    """Compiles a step in a thread, by a step whose update is thrown away."""
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(step, [_for_probe(state) for state in states], [images] * len(states))
+        yield
+    done.result()
 
 
 def probe(step, states: Sequence[AuditState], batches: Sequence[dict], auditor: VLM) -> list[dict[str, float]]:

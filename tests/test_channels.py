@@ -73,6 +73,7 @@ def test_layout_keeps_the_shares(weights, images, old_questions):
         ({"channels": ("edit",), "channel_weights": (float("nan"),)}, "above 0"),
         ({"old_questions": 1.5}, "from 0 to 1"),
         ({"channels": ("edit",), "new_images_every": 2}, "needs the channel question"),
+        ({"new_images_every": 2}, "and one that makes new images"),
         ({"new_images_every": 0}, "new-images-every is 0"),
         ({"max_command_tokens": 0}, "max-command-tokens is 0"),
     ],
