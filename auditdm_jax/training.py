@@ -240,7 +240,8 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                 log.write(number, row)
 
         blank = np.zeros((config.images_per_step, *[input_size(players)] * 2, 3), np.uint8)
-        with nullcontext() if between is step else compiled_meanwhile(between, states, blank):
+        # Not where the steps between pass through the host: tokenizers are not for two threads.
+        with nullcontext() if between is step or translate else compiled_meanwhile(between, states, blank):
             if first == 0:
                 log_probes(0)
         for number in range(first + 1, config.steps + 1):
