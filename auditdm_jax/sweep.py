@@ -34,9 +34,10 @@ from auditdm_jax.config import AuditConfig, TrainConfig
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import plain, read_json
 from auditdm_jax.image_files import find_images
+from auditdm_jax.layout import used_by_all
 from auditdm_jax.runs import audited_settings, rebuilt
 from auditdm_jax.scenes.zoo_paths import model_path
-from auditdm_jax.training import MAY_DIFFER, used_by_all
+from auditdm_jax.training import MAY_DIFFER
 
 AUDIT = "audit."
 OWN = ("name", "out", "seed", "resume", "overwrite")

@@ -23,11 +23,10 @@ from auditdm_jax.config import TrainConfig
 from auditdm_jax.critic import FILE as CRITIC
 from auditdm_jax.critic import ignorant, write_critic
 from auditdm_jax.data import ImageSource, open_images, reasons
-from auditdm_jax.errors import UserError
 from auditdm_jax.files import atomic_folder
 from auditdm_jax.health import weight_warnings
 from auditdm_jax.joint import make_joint_step
-from auditdm_jax.layout import layout
+from auditdm_jax.layout import layout, used_by_all
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
@@ -264,17 +263,6 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
 def one_run(step: Callable) -> Callable:
     """A step of one run as that of several, with lists of one."""
     return lambda states, images, draw=None: [step(states[0], images[0], draw)]
-
-
-def used_by_all(config: TrainConfig) -> None:
-    """Raises UserError if a batch has too few images for one of the channels."""
-    shared_out = layout(config.probing, config.images_per_step)
-    for channel in config.probing.channels:
-        if not len(shared_out.through(channel)):
-            raise UserError(
-                f"of {config.images_per_step} images a step none goes through the channel {channel}; raise "
-                "--images-per-step or its weight, or leave it out"
-            )
 
 
 @contextmanager
