@@ -8,7 +8,7 @@ Ordinary questions are those of the auditor before training. Every label, in bot
 references; questions without one are left out. Failures alone would teach the reverse of the target's bias: asked
 again of other images, whatever the target says there, they carry no such selection.
 
-In both arms lessons are drawn evenly over their answers, as far as the images allow.
+In both arms an answer is taught as often as the square root of its lessons says, as far as the images allow.
 """
 
 from collections import Counter
@@ -88,14 +88,19 @@ class Ensemble:
 
 
 def rarity(lessons: Sequence[Lesson]) -> Float[np.ndarray, "N"]:
-    """Chances, over all lessons, that make every answer as likely as any other."""
+    """Chances, over all lessons, that make an answer as likely as the square root of its count.
+
+    As they come, the commonest would be nearly all; with every answer as likely as any other, those that were found a
+    few times would take as much as those that make up the audit, and be learned no better.
+    """
     answers = [normalize(lesson.answer) for lesson in lessons]
     counts = Counter(answers)
-    return np.array([1 / (counts[answer] * len(counts)) for answer in answers])
+    weights = np.array([counts[answer] ** -0.5 for answer in answers])
+    return weights / weights.sum()
 
 
 def again(discovered: Sequence[Lesson], images: int, per_image: int, seed: int) -> list[list[str]]:
-    """Discovered questions for each of `images` other images, drawn evenly over the answers they had."""
+    """Discovered questions for each of `images` other images, drawn by the `rarity` of the answers they had."""
     rng = np.random.default_rng(seed)
     drawn = rng.choice(len(discovered), size=(images, per_image), p=rarity(discovered))
     return [[discovered[i].question for i in row] for row in drawn]

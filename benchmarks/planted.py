@@ -39,7 +39,7 @@ from auditdm_jax.training import train
 
 BATCH = 256
 PLANTINGS = (
-    "clock", "sign,emotion", "counting", "material,weather", "counting/above four", "color/small object",
+    "clock", "sign,emotion", "counting", "material,distraction", "counting/above four", "color/small object",
     "hallucination/absent", "localization/large object,action", "concept/red", "concept/star",
     "concept/blue,small_text", "shape/medium object,world_knowledge", "none",
 )  # fmt: skip

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from auditdm_jax import training
 from auditdm_jax.answering import answer
@@ -25,42 +23,6 @@ from auditdm_jax.topics import topics_of
 
 ALL = Probing(channels=CHANNELS)
 IMAGES, GENERATIONS = 6, 3
-
-
-def test_layout_by_hand():
-    shared_out = layout(Probing(channels=("question", "edit"), channel_weights=(3, 1)), 8)
-    names = [CHANNELS[channel] for channel in shared_out.channels]
-    assert names == ["question", "question", "edit", "question", "question", "question", "edit", "question"]
-    assert [row for row, old in enumerate(shared_out.old) if old] == [2]
-    assert shared_out.through("edit").tolist() == [2, 6]
-
-
-def test_spans_by_hand():
-    """The images that are asked about at a question's length, the others at the longest of theirs."""
-    three = layout(ALL, 5)
-    assert [CHANNELS[channel] for channel in three.channels] == ["question", "edit", "caption", "question", "edit"]
-    assert three.spans((13, 16, 32)) == (((0, 3), 13), ((1, 2, 4), 32))
-    assert three.spans((13, 40, 32)) == (((0, 3), 13), ((1, 2, 4), 40))
-    assert layout(Probing(), 2).spans((13, 16, 32)) == (((0, 1), 13),)
-    assert layout(Probing(channels=("edit",)), 2).spans((13, 16, 32)) == (((0, 1), 16),)
-
-
-def test_distinct_images_by_hand():
-    distinct, shown = layout(Probing(channels=("question", "edit")), 3).distinct(2)  # question, edit, question
-    assert distinct.tolist() == [0, 2, 3, 4]
-    assert distinct[shown].tolist() == [0, 0, 2, 3, 4, 4]
-
-
-@given(st.lists(st.floats(0.1, 10), min_size=3, max_size=3), st.integers(1, 40), st.floats(0, 1))
-def test_layout_keeps_the_shares(weights, images, old_questions):
-    shared_out = layout(Probing(channels=CHANNELS, channel_weights=tuple(weights), old_questions=old_questions), images)
-    for channel, weight in enumerate(weights):
-        rows = np.flatnonzero(np.array(shared_out.channels) == channel)
-        assert abs(len(rows) - images * weight / sum(weights)) < 2
-        old = np.array(shared_out.old)[rows].sum()
-        assert old == 0 if CHANNELS[channel] == "question" else abs(old - len(rows) * old_questions) <= 0.5 + 1e-6
-    longer = layout(Probing(channels=CHANNELS, channel_weights=tuple(weights), old_questions=old_questions), images + 1)
-    assert longer.channels[:images] == shared_out.channels  # a batch cut short has the same shares
 
 
 @pytest.mark.parametrize(

@@ -63,14 +63,14 @@ def test_discovered_questions_are_asked_of_every_image():
     assert asked == rectify.again(found, images=50, per_image=3, seed=1)
 
 
-def test_questions_are_asked_again_and_lessons_drawn_evenly_over_the_answers():
+def test_questions_are_asked_again_and_lessons_drawn_by_the_square_root_of_the_answers_counts():
     found = [Lesson("a?", "red"), Lesson("a?", "Red."), Lesson("a?", "red"), Lesson("b?", "blue")]
-    np.testing.assert_allclose(rectify.rarity(found), [1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    np.testing.assert_allclose(rectify.rarity(found), np.array([3**-0.5] * 3 + [1.0]) / (3**0.5 + 1))
     (row,) = rectify.again(found, images=1, per_image=2000, seed=0)
-    assert row.count("b?") / 2000 == pytest.approx(0.5, abs=0.04)
-    # Of the first image's two lessons the one of the rare answer is three times as likely; the others have no choice.
+    assert row.count("b?") / 2000 == pytest.approx(0.366, abs=0.04)
+    # Of the first image's two lessons the rare answer's is the likelier by the root of three; others have no choice.
     chances = rectify.chances_of([[found[0], found[3]], [], [found[1]], [found[2]]])
-    assert [chance.tolist() for chance in chances] == [pytest.approx([0.25, 0.75]), [], [1.0], [1.0]]
+    assert [chance.tolist() for chance in chances] == [pytest.approx([0.366, 0.634], abs=1e-3), [], [1.0], [1.0]]
 
 
 def test_batches_follow_these_chances():
@@ -80,7 +80,7 @@ def test_batches_follow_these_chances():
     config = replace(CONFIG, images_per_step=9, questions_per_image=400, pool=9)
     batch = next(rectify.batches(np.zeros((9, 64, 64, 3), np.uint8), [lessons], encode, config))
     said = vlm.tokenizer.batch_decode(np.asarray(batch.ids)[:, 0, :1])
-    assert said.count("red") / 400 == pytest.approx(0.9, abs=0.05)
+    assert said.count("red") / 400 == pytest.approx(0.75, abs=0.06)
 
 
 @pytest.mark.slow
