@@ -163,6 +163,10 @@ class GRPO:
             raise UserError(f"num-generations is {self.num_generations}: a group needs 2 questions or more to compare")
         if self.temperature <= 0:
             raise UserError(f"temperature is {self.temperature}: sampling needs more than 0")
+        if self.num_iterations < 1:
+            raise UserError(f"num-iterations is {self.num_iterations}: a batch of questions needs 1 update or more")
+        if self.learning_rate <= 0:
+            raise UserError(f"learning-rate is {self.learning_rate}: it must be above 0")
         if self.max_resamples < 0:
             raise UserError(f"max-resamples is {self.max_resamples}: it must be 0 (no dynamic sampling) or more")
         self.convention()

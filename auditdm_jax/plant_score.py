@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 import tyro
 from jaxtyping import Float
 
@@ -37,13 +38,9 @@ def hits(reported: str, gap: str) -> bool:
 
 def spearman(x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"]) -> float | None:
     """Spearman's rank correlation, ties at their mean rank; None where all of one are the same."""
-
-    def ranks(values: np.ndarray) -> np.ndarray:
-        return (values[:, None] > values).sum(1) + ((values[:, None] == values).sum(1) - 1) / 2
-
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+    return float(scipy.stats.spearmanr(x, y).statistic)
 
 
 def score(key: Mapping[str, Any], reported: Sequence[str], types: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,15 +170,17 @@ def finetuned(target: VLM, data: Iterator[Batch], config: RectifyConfig, name: s
 
 
 def pool_of(config: RectifyConfig, trained: TrainConfig, size: int) -> tuple[np.ndarray, bool, dict[str, int]]:
-    """`config.pool` images to ask about, uint8 [N, size, size, 3], whether they are scenes, and what was skipped."""
+    """At most `config.pool` images to ask about, all different, uint8 [N, size, size, 3], whether they are scenes, and
+    what was skipped."""
     spec = config.images or trained.images
     if not spec:
         # Seeds apart from those the auditor trained on.
         return scenes_of("train", (3000 + config.seed) * 100_000_000, config.pool)[1], True, {}
-    source = open_images(spec, size, min(config.pool, 64), config.seed, split="train" if trained.images else "all")
-    count = min(config.pool, source.num_images)
-    chunks = [next(source)["image"] for _ in range(-(-count // min(config.pool, 64)))]
-    return np.concatenate(chunks)[:count], False, source.skipped
+    # One pass, so that no image stands twice: some are kept for the examination.
+    split, batch_size = "train" if trained.images else "all", min(config.pool, 64)
+    source = open_images(spec, size, batch_size, config.seed, split=split, num_epochs=1)
+    chunks = [batch["image"][batch["valid"]] for batch in islice(source, -(-config.pool // batch_size))]
+    return np.concatenate(chunks)[: config.pool], False, source.skipped
 
 
 def exam(scenes: bool, images: np.ndarray, lessons: Lessons, config: RectifyConfig) -> Exam:

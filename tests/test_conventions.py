@@ -125,6 +125,8 @@ def test_what_a_user_gives_wins_over_the_preset():
     [
         (lambda: GRPO(preset="grpo"), "preset is 'grpo': choose one of dr_grpo@auditdm, grpo@trl"),
         (lambda: GRPO(max_resamples=-1), "max-resamples is -1"),
+        (lambda: GRPO(num_iterations=0), "num-iterations is 0"),
+        (lambda: GRPO(learning_rate=0.0), "learning-rate is 0.0"),
         (lambda: convention_of("grpo@trl", betta=1.0), "no setting 'betta': it has .*beta"),
         (lambda: convention_of("grpo@trl", cispo_range="wide"), "cispo_range is 'wide': choose one of absolute"),
         (

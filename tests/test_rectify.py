@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_zoo import save_tiny_zoo, tiny
 
 from auditdm_jax import discoveries, rectify
@@ -113,6 +114,20 @@ def test_whole_repair_on_tiny_models(tmp_path, monkeypatch, capsys):
 def test_an_examination_needs_questions():
     with pytest.raises(UserError, match="agree on no question about the 2 images"):
         rectify.exam(False, IMAGES[:2], [[], []], CONFIG)
+
+
+def test_no_image_of_the_pool_stands_twice_though_some_cannot_be_read(tmp_path):
+    """Else one that is kept for the examination could be taught."""
+    for number in range(6):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    for number in range(3):
+        (tmp_path / f"broken{number}.png").write_bytes(b"not an image")
+    for pool, count in ((8, 6), (4, 4)):
+        config = replace(CONFIG, images=(str(tmp_path),), pool=pool, images_per_step=2)
+        images, are_scenes, skipped = rectify.pool_of(config, TrainConfig(), 8)
+        assert len(images) == len({image.tobytes() for image in images}) == count
+        assert not are_scenes
+    assert sum(skipped.values()) <= 3
 
 
 def test_the_repaired_model_is_the_audited_one(tmp_path):
