@@ -232,8 +232,8 @@ class RectifyConfig(RunPaths):
     """By default those of the run's audit."""
     images: tuple[str, ...] = ()
     """Further images to ask about, as for train; by default those the run was trained on."""
-    steps: int = 600
-    """Updates in each arm."""
+    steps: int = 1000
+    """Updates in each arm. A skill is learned in a jump, late: after 600 half of the jumps are missing."""
     images_per_step: int = 16
     """Images in an update."""
     questions_per_image: int = 8
