@@ -43,8 +43,11 @@ def examine(
     said = [answer(*model, images, words, max_answer_tokens, shown) for model, words in zip(models, asked, strict=True)]
     ids, empty = jnp.stack([each.id for each in said]), jnp.stack([each.empty for each in said])
 
+    unsure = jnp.exp(jnp.stack([each.logp for each in said[1:]])).mean(0) < reward.confidence
+    abstention = text_answer_id(ABSTENTION)
+
     def judged(agreement: float) -> Outcome:
-        return disagreement(ids[0], empty[0], ids[1:], empty[1:], text_answer_id(ABSTENTION), agreement, **flaws)
+        return disagreement(ids[0], empty[0], ids[1:], empty[1:], abstention, agreement, unsure=unsure, **flaws)
 
     outcome = judged(reward.agreement)
     if reward.disagreement == "share":
@@ -60,12 +63,14 @@ def examine(
 
 
 class Answer(NamedTuple):
-    """Canonical id and whether it is empty, as `answer_ids` has them; the tokens, and which of them are words."""
+    """Canonical id and whether it is empty, as `answer_ids` has them; the tokens, and which of them are words; the
+    log-probability of all that was said, its end too (nats)."""
 
     id: UInt32[Array, "B G"]
     empty: Bool[Array, "B G"]
     tokens: Int[Array, "B G T"]
     words: Bool[Array, "B G T"]
+    logp: Float[Array, "B G"]
 
 
 @partial(jax.jit, static_argnames=("max_new_tokens",))
@@ -91,7 +96,7 @@ def answer(
     )
     canonical, empty = answer_ids(role.token_bytes, done.ids[:, 0], done.mask[:, 0])
     words, _, _ = words_of(done, role.config)
-    found = Answer(canonical, empty, done.ids[:, 0], words[:, 0])
+    found = Answer(canonical, empty, done.ids[:, 0], words[:, 0], done.logps[:, 0].sum(-1))
     return jax.tree.map(lambda x: x.reshape(*questions[0].shape[:2], *x.shape[1:]), found)
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from auditdm_jax import discoveries
 from auditdm_jax.answers import normalize
 from auditdm_jax.config import RectifyConfig, TrainConfig
-from auditdm_jax.data import open_images, reasons
+from auditdm_jax.data import Split, open_images, reasons
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer, accuracy
 from auditdm_jax.files import atomic_folder, write_json
@@ -177,7 +177,8 @@ def pool_of(config: RectifyConfig, trained: TrainConfig, size: int) -> tuple[np.
         # Seeds apart from those the auditor trained on.
         return scenes_of("train", (3000 + config.seed) * 100_000_000, config.pool)[1], True, {}
     # One pass, so that no image stands twice: some are kept for the examination.
-    split, batch_size = "train" if trained.images else "all", min(config.pool, 64)
+    batch_size = min(config.pool, 64)
+    split: Split = "train" if trained.images else "all"
     source = open_images(spec, size, batch_size, config.seed, split=split, num_epochs=1)
     chunks = [batch["image"][batch["valid"]] for batch in islice(source, -(-config.pool // batch_size))]
     return np.concatenate(chunks)[: config.pool], False, source.skipped

@@ -34,6 +34,9 @@ class Reward:
 
     agreement: float = 1.0
     """Share of the references that must give the same answer for it to be the consensus; 1 = unanimous."""
+    confidence: float = 0.0
+    """Probability that the references must give to their answers, on average, for these to be a consensus; 0 = any.
+    Where they share a mistake they hesitate."""
     disagreement: Literal["binary", "share", "likelihood"] = "binary"
     """1 or 0; the share of the references that are contradicted with one voice; or by how much likelier the consensus
     is to them than to the target (`reward.likelihood_reward`)."""
@@ -59,6 +62,8 @@ class Reward:
     def __post_init__(self) -> None:
         if not 0 < self.agreement <= 1:
             raise UserError(f"reward.agreement is {self.agreement}: it is a share of the references, above 0, up to 1")
+        if not 0 <= self.confidence < 1:
+            raise UserError(f"reward.confidence is {self.confidence}: it is a probability, from 0 to below 1")
         if not 0 <= self.diversity < float("inf"):
             raise UserError(f"reward.diversity is {self.diversity}: it must be 0 (no diversity term) or more")
         if self.ngram < 1:
@@ -131,6 +136,7 @@ def disagreement(
     abstain_id: int,
     agreement: float = 1.0,
     *,
+    unsure: Bool[Array, "B G"] | bool = False,
     question_empty: Bool[Array, "B G"] | bool = False,
     question_overlong: Bool[Array, "B G"] | bool = False,
     image_spoiled: Bool[Array, "B G"] | bool = False,
@@ -139,10 +145,11 @@ def disagreement(
 
     Ids and emptiness are those of `answer_ids`; abstain_id is the `text_answer_id` of the word for "cannot be
     answered", and an empty answer counts as that word. Where several outcomes would hold, the first in the
-    order of `Outcome` does.
+    order of `Outcome` does. unsure: where the references hesitate too much to agree, see `Reward.confidence`.
     """
     abstention = np.uint32(abstain_id)
     winner, is_consensus = consensus(jnp.where(reference_empty, abstention, reference_ids), agreement)
+    is_consensus &= ~jnp.asarray(unsure)
     conditions = {
         "empty": question_empty,
         "overlong": question_overlong,

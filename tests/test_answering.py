@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax import training
-from auditdm_jax.answering import Answer, answer_logps, consensus_words, examine
+from auditdm_jax.answering import Answer, answer, answer_logps, consensus_words, examine
 from auditdm_jax.config import Models, TrainConfig
 from auditdm_jax.prompts import answer_text, expanded_text, padded, texts_of, token_ids
 from auditdm_jax.reward import Reward, disagreement
@@ -65,11 +65,39 @@ def test_answers_are_scored_as_one_by_one(players, images, member):
     np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("member", [0, 1])  # of both families
+def test_an_answer_has_the_probability_of_the_same_answer_scored_alone(players, images, member):
+    vlm = (players.target, *players.references)[member]
+    role = training.cast_of(players, ["?"]).target if member == 0 else training.cast_of(players, ["?"]).references[0]
+    found = answer(vlm.params, role, jnp.asarray(images), tokens_of(vlm, QUESTIONS), 3)
+    for i, row in enumerate(QUESTIONS):
+        for j, (said, question) in enumerate(zip(vlm.answer([images[i]] * len(row), row, 3), row, strict=True)):
+            expected = scored_alone(vlm, images[i], question, said) * (len(token_ids(vlm.tokenizer, said)) + 1)
+            np.testing.assert_allclose(found.logp[i, j], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_references_that_hesitate_have_no_consensus(players, images):
+    cast, models = training.cast_of(players, ["?"]), (players.target, *players.references)
+    frozen = Frozen(None, models[0].params, tuple(vlm.params for vlm in models[1:]))
+    questions, images = tokens_of(players.auditor, QUESTIONS), jnp.asarray(images)
+    said = [
+        answer(vlm.params, role, images, questions, 3) for vlm, role in zip(models[1:], cast.references, strict=True)
+    ]
+    sure = np.exp([each.logp for each in said]).mean(0)
+    examined = partial(examine, frozen, cast, images, questions, FLAWS, max_answer_tokens=3, translate=None)
+    plain = examined(reward=Reward())
+    agreed = ~np.asarray(plain.no_consensus)
+    bound = float(np.sort(sure[agreed])[1])  # the least sure of those that agree falls below it, the others do not
+    found = examined(reward=Reward(confidence=bound - 1e-6))
+    np.testing.assert_array_equal(found.no_consensus, np.asarray(plain.no_consensus) | (sure < bound - 1e-6))
+    assert found.no_consensus.sum() == plain.no_consensus.sum() + 1
+
+
 def test_the_consensus_is_written_as_its_first_reference_writes_it():
     ids, no = jnp.array([[[7, 8]], [[9, 8]]], jnp.uint32), jnp.zeros((1, 2), bool)
     said = [
-        Answer(ids[0], no, jnp.array([[[1, 2], [3, 4]]]), jnp.ones((1, 2, 2), bool)),
-        Answer(ids[1], no, jnp.array([[[5, 0], [6, 0]]]), jnp.zeros((1, 2, 2), bool)),
+        Answer(ids[0], no, jnp.array([[[1, 2], [3, 4]]]), jnp.ones((1, 2, 2), bool), jnp.zeros((1, 2))),
+        Answer(ids[1], no, jnp.array([[[5, 0], [6, 0]]]), jnp.zeros((1, 2, 2), bool), jnp.zeros((1, 2))),
     ]
     shared = jnp.tile(ids[1], (2, 1, 1))  # the consensus is 9 and 8
     outcome = disagreement(ids[0] * 0, no, shared, shared < 0, abstain_id=3)

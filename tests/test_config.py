@@ -47,6 +47,7 @@ def test_numbers_that_cannot_be_are_named(config, wrong):
     [
         ({"agreement": 0.0}, "agreement is 0.0"),
         ({"agreement": float("nan")}, "agreement is nan"),
+        ({"confidence": 1.0}, "confidence is 1.0"),
         ({"diversity": -1.0}, "diversity is -1.0"),
         ({"ngram": 0}, "ngram is 0"),
         ({"decay": 1.0}, "decay is 1.0"),

@@ -71,6 +71,12 @@ def test_outcomes(target, references, agreement, name):
             assert (outcome.target_id, outcome.consensus_id) == (target, RED)
 
 
+@pytest.mark.parametrize("shared", [RED, UNCLEAR])
+def test_references_that_are_unsure_do_not_agree(shared):
+    assert judge(BLUE, [shared] * 3, unsure=True).no_consensus
+    assert not judge(BLUE, [shared] * 3, unsure=False).no_consensus
+
+
 def test_faults_of_the_question_come_first():
     assert judge(BLUE, [RED, RED], question_empty=True, question_overlong=True).empty
     overlong = judge(BLUE, [RED, RED], question_overlong=True)
