@@ -80,6 +80,14 @@ def chances(
     return jax.nn.sigmoid(jnp.take_along_axis(every, heads[..., None], axis=-1)[..., 0])
 
 
+@jax.custom_batching.sequential_vmap
+def _solve(precision: Float[Array, "F F"], slope: Float[Array, "F"]) -> Float[Array, "F"]:
+    """P^-1 s, of several one after the other: jaxlib's Cholesky shares out a batch among the CPU's threads and waits
+    for them in one of these. Two such at a time, of a step and of a probe, wait for each other for ever on two cores.
+    """
+    return jax.scipy.linalg.solve(precision, slope, assume_a="pos")
+
+
 @jax.jit
 def taught(
     critic: Critic, states: Float[Array, "B G D"], heads: Int[Array, "B G"], claimed: Bool[Array, "B G"]
@@ -99,7 +107,7 @@ def taught(
         seen = jnp.einsum("bg,bgd,bge->de", ours * p * (1 - p), x, x)
         precision = MEMORY * precision + fade * jnp.eye(len(weights)) + seen
         slope = jnp.einsum("bg,bgd->d", ours * (y - p), x) - fade * weights
-        return weights + jax.scipy.linalg.solve(precision, slope, assume_a="pos"), precision
+        return weights + _solve(precision, slope), precision
 
     return Critic(*jax.vmap(one)(jnp.arange(len(critic.weights)), critic.weights, critic.precision))
 

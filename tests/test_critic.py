@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from scipy.optimize import minimize
 
 from auditdm_jax.critic import (
@@ -115,3 +116,23 @@ def test_what_was_kept_is_read_and_nothing_else(tmp_path):
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:20])
     with pytest.raises(UserError, match="is no critic's file"):
         read_critic(tmp_path)
+
+
+def shapes_of(primitive: str, jaxpr) -> list[tuple[int, ...]]:
+    """Of what is given to a primitive, wherever it stands in a program."""
+    found = [eqn.invars[0].aval.shape for eqn in jaxpr.eqns if eqn.primitive.name == primitive]
+    inner = [inside for eqn in jaxpr.eqns for inside in jaxprs_in_params(eqn.params)]
+    return found + [shape for inside in inner for shape in shapes_of(primitive, inside)]
+
+
+@pytest.mark.parametrize("runs", [None, 3])
+def test_matrices_are_decomposed_one_after_the_other(runs):
+    """Several in one call have hung on two cores, beside several of a probe: of one run, and of some together."""
+    states, claimed, _ = batch(0)
+    critic = ignorant(2, 3)
+    if runs is None:
+        program = jax.make_jaxpr(taught)(critic, states, BOTH, claimed)
+    else:
+        many = jax.tree.map(lambda x: jnp.stack([x] * runs), (critic, states, BOTH, claimed))
+        program = jax.make_jaxpr(jax.vmap(taught))(*many)
+    assert shapes_of("cholesky", program.jaxpr) == [(4, 4)]
