@@ -28,6 +28,7 @@ from auditdm_jax.files import append_jsonl, read_json
 from auditdm_jax.outcomes import Asked, consensus_of, is_answer
 from auditdm_jax.plant import PlantConfig, plant
 from auditdm_jax.plant_score import KEY, score
+from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.language import ATTRIBUTES, Ref
 from auditdm_jax.scenes.parser import scenes_in
@@ -69,6 +70,8 @@ class Config:
     """Questions of a generation of the evolutionary search."""
     temperature: float = 0.6
     """Of auditors, when they report."""
+    confidence: float = 0.0
+    """Of the reward that the trained auditor learns from (`train.py --reward.confidence`)."""
     out: Path = Path("runs/planted")
 
     def __post_init__(self) -> None:
@@ -173,7 +176,8 @@ def trained(world: World) -> Ask:
     config = world.config
     steps = max(1, config.search_queries // (16 * 8))
     models = Models(target=str(world.folder / "target"), references=config.references)
-    run = TrainConfig("trained", str(world.folder), world.seed, steps=steps, models=models, resume=True)
+    reward = Reward(confidence=config.confidence)
+    run = TrainConfig("trained", str(world.folder), world.seed, steps, models=models, reward=reward, resume=True)
     if not (world.folder / "trained" / "auditor" / "config.json").exists():
         train(run)
     auditor = load_model(str(world.folder / "trained" / "auditor"))
