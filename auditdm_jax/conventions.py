@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from auditdm_jax.advantages import ScaleRewards
-from auditdm_jax.errors import UserError
+from auditdm_jax.errors import UserError, at_least_one
 from auditdm_jax.policy_terms import KLEstimator, LossType, RatioLevel, SamplingCorrection
 
 
@@ -163,8 +163,7 @@ class GRPO:
             raise UserError(f"num-generations is {self.num_generations}: a group needs 2 questions or more to compare")
         if self.temperature <= 0:
             raise UserError(f"temperature is {self.temperature}: sampling needs more than 0")
-        if self.num_iterations < 1:
-            raise UserError(f"num-iterations is {self.num_iterations}: a batch of questions needs 1 update or more")
+        at_least_one(self, "num_iterations")
         if self.learning_rate <= 0:
             raise UserError(f"learning-rate is {self.learning_rate}: it must be above 0")
         if self.max_resamples < 0:

@@ -53,10 +53,14 @@ def asked_twice(vlm, answers):
     return tokens_of(vlm, QUESTIONS[:1] * 2), tokens_of(vlm, answers[:1] * 2, 3)
 
 
+def member_of(players, member):
+    cast = training.cast_of(players, ["?"])
+    return (players.target, *players.references)[member], (cast.target, *cast.references)[member]
+
+
 @pytest.mark.parametrize("member", [0, 1])  # of both families
 def test_answers_are_scored_as_one_by_one(players, images, member):
-    vlm = (players.target, *players.references)[member]
-    role = training.cast_of(players, ["?"]).target if member == 0 else training.cast_of(players, ["?"]).references[0]
+    vlm, role = member_of(players, member)
     answers = [["3", "top left", "red"], ["stop", "no", "bottom right"]]
     found = answer_logps(vlm.params, role, images, tokens_of(vlm, QUESTIONS), tokens_of(vlm, answers, 3))
     again = answer_logps(vlm.params, role, images[:1], *asked_twice(vlm, answers), np.array([0, 0]))
@@ -67,8 +71,7 @@ def test_answers_are_scored_as_one_by_one(players, images, member):
 
 @pytest.mark.parametrize("member", [0, 1])  # of both families
 def test_an_answer_has_the_probability_of_the_same_answer_scored_alone(players, images, member):
-    vlm = (players.target, *players.references)[member]
-    role = training.cast_of(players, ["?"]).target if member == 0 else training.cast_of(players, ["?"]).references[0]
+    vlm, role = member_of(players, member)
     found = answer(vlm.params, role, jnp.asarray(images), tokens_of(vlm, QUESTIONS), 3)
     for i, row in enumerate(QUESTIONS):
         for j, (said, question) in enumerate(zip(vlm.answer([images[i]] * len(row), row, 3), row, strict=True)):
