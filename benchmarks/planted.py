@@ -10,7 +10,7 @@ run; the references are three healthy models, none of which the target was made 
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +21,17 @@ import tyro
 from auditdm_jax.answers import normalize
 from auditdm_jax.asking import Ask, Asking, Panel, make_ask
 from auditdm_jax.audit import audit, guide_of
+from auditdm_jax.checkpoint import check_config
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.errors import UserError, run_cli
 from auditdm_jax.evals import Answerer, wilson
-from auditdm_jax.files import append_jsonl, read_json
+from auditdm_jax.files import append_jsonl, plain, read_json, write_json
 from auditdm_jax.outcomes import Asked, consensus_of, is_answer
 from auditdm_jax.plant import PlantConfig, plant
 from auditdm_jax.plant_score import KEY, score
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.language import ATTRIBUTES, Ref
-from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.scenes.questions import Asker
 from auditdm_jax.scenes.world import COLORS, MATERIALS, SHAPES, SIZES
 from auditdm_jax.scenes.zoo_paths import load_model
@@ -46,6 +46,8 @@ PLANTINGS = (
 )  # fmt: skip
 TRIES = 3
 """Seeds of a planting, before it is given up."""
+MAY_DIFFER = ("plantings", "seeds", "methods", "out")
+"""Settings that say what is run, not how: others may be given when it goes on."""
 PLURALS = tuple(Ref(shape).words(plural=True) for shape in SHAPES)
 CLASSES = (COLORS, SHAPES, PLURALS, SIZES, MATERIALS, ATTRIBUTES)
 
@@ -70,8 +72,9 @@ class Config:
     """Questions of a generation of the evolutionary search."""
     temperature: float = 0.6
     """Of auditors, when they report."""
-    confidence: float = 0.0
-    """Of the reward that the trained auditor learns from (`train.py --reward.confidence`)."""
+    confidence: float = 0.85
+    """Of the reward that the trained auditor learns from (`train.py --reward.confidence`); at 0 it may come to ask what
+    these three references err on together, instead of what the target does."""
     out: Path = Path("runs/planted")
 
     def __post_init__(self) -> None:
@@ -112,10 +115,15 @@ def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None
     return None
 
 
-def random_questions(images: np.ndarray, key: jax.Array) -> Asking:
-    """Uniform over skills, about what is in the image: what nobody can do who does not know the world."""
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    return Asking([Asked("", Asker(s, rng).draw("uniform", "train").text) for s in scenes_in(images)], images)
+def random_questions(known: Iterator[dict]) -> Ask:
+    """Uniform over skills, about what is in the image: what nobody can do who does not know the world. known: the
+    batches that will be asked about."""
+
+    def ask(images: np.ndarray, key: jax.Array) -> Asking:
+        rng, scenes = np.random.default_rng(np.asarray(jax.random.key_data(key))), next(known)["scene"]
+        return Asking([Asked("", Asker(scene, rng).draw("uniform", "train").text) for scene in scenes], images)
+
+    return ask
 
 
 def asks_of(pool: Sequence[str]) -> Ask:
@@ -191,12 +199,15 @@ SEARCHES: dict[str, Callable[[World], Ask]] = {"best-of-n": best_of_n, "evolutio
 def measure(world: World, method: str, key: dict) -> dict:
     """One audit by a method: its score and what it found."""
     searches = method in SEARCHES
-    others = {"random": random_questions, "prompt-only": world.prompt_only(world.config.temperature)}
-    ask = SEARCHES[method](world) if searches else others[method]
     count = world.config.queries + (0 if searches else world.config.search_queries)
+
+    def reported() -> SceneSource:
+        return SceneSource("validation", 900 + world.seed, min(BATCH, count))
+
+    others = {"random": random_questions(reported()), "prompt-only": world.prompt_only(world.config.temperature)}
+    ask = SEARCHES[method](world) if searches else others[method]
     panel = Panel(ask, None, world.target, world.references, lambda images, texts: [""] * len(texts))
-    source = SceneSource("validation", 900 + world.seed, min(BATCH, count))
-    rows = audit(panel, source, count, 1, 1.0, world.seed).rows
+    rows = audit(panel, reported(), count, 1, 1.0, world.seed).rows
     summary = summarize(rows, rows)
     return score(key, summary["weaknesses"], summary["failure_types"]) | {
         "weaknesses": summary["weaknesses"],
@@ -237,7 +248,11 @@ def table(rows: Sequence[dict]) -> str:
 def main() -> None:
     config = tyro.cli(Config, description=Config.__doc__)
     jax.config.update("jax_compilation_cache_dir", str(config.out / "compiled"))  # the same programs for every target
-    results = config.out / "results.jsonl"
+    results, settings_file = config.out / "results.jsonl", config.out / "settings.json"
+    if settings_file.exists():
+        check_config(read_json(settings_file), plain(config), config.out, MAY_DIFFER)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_json(settings_file, config)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(row["planting"], row["seed"], row["method"]) for row in rows}
     auditor, settings = load_model("auditor"), TrainConfig()
