@@ -171,7 +171,7 @@ def check_config(
         more = f", and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
             f"{one_line(run)} was made with other settings: {', '.join(differing[:5])}{more}; "
-            "use the same settings, choose another folder (--name, --out), or delete that one"
+            "use the same settings, choose another --name or --out, or delete that folder"
         )
 
 
