@@ -142,7 +142,8 @@ def decode(
     whose result is wanted, as `[B, G, 1, D]` (not with a context). return_keys: also return the new keys and
     values, each `[L, B, K, G, T, H]`; else None.
     """
-    rope = _rope_tables(config, positions)
+    longest = x.shape[2] + sum(block.keys.shape[-2] for block in context)
+    rope = _rope_tables(config, positions, longest)
 
     def layer(x: Array, scanned: tuple, only: Array | None = None) -> tuple[Array, Any]:
         p, is_local, cached = scanned
@@ -216,13 +217,17 @@ def _soft_cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else jnp.tanh(x / cap) * cap
 
 
-def _rope_tables(config: GemmaConfig, positions: Int[Array, "B G T"]) -> ByKind:
-    """Pair of (cos, sin), each float32 `[B, G, T, 1, H / 2]`."""
+def _rope_tables(config: GemmaConfig, positions: Int[Array, "B G T"], longest: int) -> ByKind:
+    """Pair of (cos, sin), each float32 `[B, G, T, 1, H / 2]`. longest: no position is greater.
+
+    Looked up, because a compiler that fuses cosines into each rotation computes them anew for every head and layer.
+    """
 
     def tables(theta: float, factor: float) -> tuple[Array, Array]:
         rates = 1.0 / theta ** (np.arange(0, config.head_dim, 2) / config.head_dim) / factor
-        angles = positions[..., None, None].astype(jnp.float32) * rates.astype(np.float32)
-        return jnp.cos(angles), jnp.sin(angles)
+        angles = np.arange(longest + 1, dtype=np.float32)[:, None] * rates.astype(np.float32)
+        cos, sin = (jnp.asarray(wave(angles))[positions][..., None, :] for wave in (np.cos, np.sin))
+        return cos, sin
 
     both = list(zip(config.rope_theta, config.rope_factor, strict=True))
     everywhere = tables(*both[0])
