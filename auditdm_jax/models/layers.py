@@ -38,8 +38,8 @@ def rms_norm(p: Params, x: Float[Array, "*batch D"], eps: float) -> Float[Array,
 
 
 def _mean(x: Float[Array, "*batch D"]) -> Float[Array, "*batch 1"]:
-    """Mean of the last axis, as a product with a column: XLA's CPU compiler (0.10) fuses a plain reduction with the matrix
-    products around it, and what comes out takes a third longer."""
+    """Mean of the last axis, as a product with a column: XLA's CPU compiler (0.10) fuses a plain reduction with the
+    matrix products around it, and what comes out takes a third longer."""
     column = jnp.full((x.shape[-1], 1), 1.0 / x.shape[-1], x.dtype)
     mean = jnp.matmul(x.reshape(-1, x.shape[-1]), column, precision=jax.lax.Precision.HIGHEST)
     return mean.reshape(*x.shape[:-1], 1)
