@@ -134,11 +134,8 @@ def sample(
     def draw(hidden: Float[Array, "B G D"], step: Array) -> tuple[Array, Array]:
         logits = _sampled_logits(params, config, hidden, temperature)
         logits = jnp.broadcast_to(logits, (batch, rows, logits.shape[-1]))
-        if temperature:
-            noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape)
-            ids = _argmax(logits + noise)
-        else:
-            ids = _argmax(logits)
+        noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape) if temperature else 0.0
+        ids = _argmax(logits + noise)
         if begun is not None:
             given, there = (jax.lax.dynamic_index_in_dim(x, step, axis=2, keepdims=False) for x in begun)
             ids = jnp.where(there, given, ids)

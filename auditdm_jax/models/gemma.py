@@ -137,10 +137,10 @@ def decode(
 ) -> tuple[Float[Array, "B G _ D"], Any]:
     """All layers and the last norm.
 
-    x: embeddings. own_mask: pair of bool arrays that broadcast to `[B, G, T, T]`, for the T inputs among
-    themselves. context: further keys and values, those of a prompt or a cache. only: the one token of each row
-    whose result is wanted, as `[B, G, 1, D]` (not with a context). return_keys: also return the new keys and
-    values, each `[L, B, K, G, T, H]`; else None.
+    x: embeddings. positions: none beyond the number of keys, T and those of the context. own_mask: pair of bool arrays
+    that broadcast to `[B, G, T, T]`, for the T inputs among themselves. context: further keys and values, those of a
+    prompt or a cache. only: the one token of each row whose result is wanted, as `[B, G, 1, D]` (not with a context).
+    return_keys: also return the new keys and values, each `[L, B, K, G, T, H]`; else None.
     """
     longest = x.shape[2] + sum(block.keys.shape[-2] for block in context)
     rope = _rope_tables(config, positions, longest)
