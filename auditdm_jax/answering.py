@@ -83,21 +83,22 @@ def answer(
     shown: Int[Array, "B"] | None = None,
 ) -> Answer:
     """Greedy answers to G questions about each image, or about those that are `shown`."""
-    prompt, features = _asked(params, role, images, questions, shown)
+    shape = questions[0].shape[:2]
+    asked = _asked(params, role, images, questions, shown)
     done = sample(
         params,
         role.config,
-        prompt,
-        features,
+        asked.prompt,
+        asked.features,
         jax.random.key(0),  # greedy decoding draws nothing
-        num_generations=1,
+        num_generations=asked.rows,
         max_new_tokens=max_new_tokens,
         temperature=0.0,
+        tails=asked.tails,
     )
-    canonical, empty = answer_ids(role.token_bytes, done.ids[:, 0], done.mask[:, 0])
     words, _, _ = words_of(done, role.config)
-    found = Answer(canonical, empty, done.ids[:, 0], words[:, 0], done.logps[:, 0].sum(-1))
-    return jax.tree.map(lambda x: x.reshape(*questions[0].shape[:2], *x.shape[1:]), found)
+    ids, mask, words, logps = (x.reshape(*shape, -1) for x in (done.ids, done.mask, words, done.logps))
+    return Answer(*answer_ids(role.token_bytes, ids, mask), ids, words, logps.sum(-1))
 
 
 @jax.jit
@@ -114,22 +115,44 @@ def answer_logps(
     An end is put behind each answer, and is one of its tokens: else "1" would be as likely as "12". Image and prompt
     are those of `answer`, and in one compiled step are computed once for both.
     """
-    prompt, features = _asked(params, role, images, questions, shown)
-    ids, words = (x.reshape(-1, 1, x.shape[-1]) for x in answers)
+    asked = _asked(params, role, images, questions, shown)
+    ids, words = (x.reshape(-1, asked.rows, x.shape[-1]) for x in answers)
     place, length = jnp.arange(ids.shape[-1] + 1), words.sum(-1, keepdims=True)
     ids = jnp.where(place == length, role.config.eos_token_ids[-1], jnp.pad(ids, ((0, 0), (0, 0), (0, 1))))
-    logps = completion_logps(params, role.config, prompt, features, ids, place <= length, temperature=1.0)
+    logps = completion_logps(
+        params, role.config, asked.prompt, asked.features, ids, place <= length, temperature=1.0, tails=asked.tails
+    )
     return (logps.sum(-1) / (length[..., 0] + 1)).reshape(answers[0].shape[:2])
+
+
+class _Asked(NamedTuple):
+    """Questions as `sample` reads them: one prompt each, or a prompt for each image and a tail for each question."""
+
+    prompt: Prompt
+    features: Float[Array, "N S D"]
+    tails: Prompt | None
+
+    @property
+    def rows(self) -> int:
+        """Questions of a prompt."""
+        return 1 if self.tails is None else self.tails.input_ids.shape[1]
 
 
 def _asked(
     params: Params, role: Role, images: UInt8[Array, "I H W 3"], questions: Questions, shown: Int[Array, "B"] | None
-) -> tuple[Prompt, Float[Array, "N S D"]]:
-    """The prompt of each of the N = B * G questions, and the features of its image."""
-    ids, mask = (x.reshape(-1, x.shape[-1]) for x in questions)
+) -> _Asked:
+    """The prompts of B x G questions, and their images' features; what G share is there once where the model allows."""
     features = encode_images(params, role.config, preprocess_on_device(role.config, images))
     features = features if shown is None else features[shown]
-    return fill(role.template, ids, mask, role.config.pad_token_id), jnp.repeat(features, questions[0].shape[1], axis=0)
+    template, rows = role.template, questions[0].shape[1]
+    ids, mask = (x.reshape(-1, x.shape[-1]) for x in questions)
+    if rows == 1 or not role.shares_image:
+        filled = fill(template, ids, mask, role.config.pad_token_id)
+        return _Asked(filled, jnp.repeat(features, rows, axis=0), None)
+    shared = jnp.broadcast_to(jnp.asarray(template.prefix_ids), (len(features), len(template.prefix_ids)))
+    tails = fill(template.tail(), ids, mask, role.config.pad_token_id)
+    tails = Prompt(*(x.reshape(-1, rows, x.shape[-1]) for x in (tails.input_ids, tails.attention_mask)))
+    return _Asked(Prompt(shared, jnp.ones(shared.shape, bool)), features, tails)
 
 
 def consensus_words(said: Sequence[Answer], outcome: Outcome, number: int, translate: Translate | None) -> Questions:

@@ -40,6 +40,10 @@ class PromptTemplate:
             np.array_equal(self.prefix_ids, other.prefix_ids) and np.array_equal(self.suffix_ids, other.suffix_ids)
         )
 
+    def tail(self) -> "PromptTemplate":
+        """What is not the same for all questions: the question and what follows."""
+        return PromptTemplate(np.zeros(0, np.int32), self.suffix_ids)
+
 
 def answer_text(family: str, processor: Any, question: str) -> str:
     """The text to give to the family's processor with one image.

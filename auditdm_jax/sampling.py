@@ -1,8 +1,9 @@
 """[jit] Sampling G completions of each prompt, and the log-probs of given ones.
 
 The image and the prompt are computed once; the G completions attend to the prompt's keys and values without
-copies of them. Log-probs are those of the distribution that is sampled from: at the given temperature, with
-the image placeholders left out, in nats.
+copies of them. Where a model sees the past alone, each row may first go on in its own way (`tails`): G questions
+about one image share what was computed of it. Log-probs are those of the distribution that is sampled from: at
+the given temperature, with the image placeholders left out, in nats.
 """
 
 from functools import partial
@@ -49,21 +50,33 @@ class Begun(NamedTuple):
     mask: Bool[Array, "B G T"]
 
 
-class _Prefill(NamedTuple):
-    """A computed prompt. last: hidden state of its last token. lengths: real tokens in each row."""
+class _Read(NamedTuple):
+    """Tokens as keys: a prompt, R = 1 and no axis of it in the keys, or what each of its R = G rows goes on with."""
 
-    last: Float[Array, "B 1 1 D"]
-    keys: Float[Array, "L B K P H"]
-    values: Float[Array, "L B K P H"]
-    mask: Bool[Array, "B P"]
-    positions: Int[Array, "B P"]
+    keys: Float[Array, "L B K *R S H"]
+    values: Float[Array, "L B K *R S H"]
+    mask: Bool[Array, "B R S"]
+    positions: Int[Array, "B R S"]
 
     def block(self, config: VLMConfig, queries: Int[Array, "B G T"], longest: int) -> KeyBlock:
-        """The prompt as keys for tokens at positions `queries` of completions of up to `longest` tokens."""
-        real = self.mask[:, None, None, :]
-        span = self.mask.shape[1] + longest
-        near = multimodal.window(config, queries, self.positions[:, None], span)
+        """As keys for tokens at positions `queries`. longest: no query is further behind."""
+        real = self.mask[:, :, None, :]
+        near = multimodal.window(config, queries, self.positions, longest)
         return KeyBlock(self.keys, self.values, ByKind(real, real if near is None else real & near))
+
+
+class _Context(NamedTuple):
+    """What completions follow. last: hidden state of the last token, R = 1 where all rows share it. end: its
+    position."""
+
+    last: Float[Array, "B R 1 D"]
+    end: Int[Array, "B R 1"]
+    read: tuple[_Read, ...]
+
+    def blocks(self, config: VLMConfig, queries: Int[Array, "B G T"], longest: int) -> list[KeyBlock]:
+        """All that was read, as keys for tokens of completions of up to `longest`."""
+        total = longest + sum(part.mask.shape[-1] for part in self.read)
+        return [part.block(config, queries, total) for part in self.read]
 
 
 def _prefill(
@@ -71,18 +84,46 @@ def _prefill(
     config: VLMConfig,
     prompt: Prompt,
     image_features: Float[Array, "B I D"],
+    tails: Prompt | None = None,
     remat: bool = False,
-) -> _Prefill:
+) -> _Context:
     mask = prompt.attention_mask
     positions = multimodal.positions_of(config, mask)
     masks = multimodal.input_masks(config, prompt.input_ids, mask, positions)
     x = multimodal.embed(params, config, prompt.input_ids, image_features)[:, None]
-    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-    hidden, pairs = gemma.decode(
-        params["text"], config.text, x, positions[:, None], masks, only=last, return_keys=True, remat=remat
-    )
-    keys, values = (pair[:, :, :, 0] for pair in pairs)
-    return _Prefill(hidden, keys, values, mask, positions)
+    decode = partial(gemma.decode, params["text"], config.text, return_keys=True, remat=remat)
+    mask, positions = mask[:, None], positions[:, None]
+    last, (keys, values) = decode(x, positions, masks, only=_last(mask))
+    shared = _Read(keys[:, :, :, 0], values[:, :, :, 0], mask, positions)
+    context = _Context(last, _end(mask, positions), (shared,))
+    if tails is None:
+        return context
+    ids, mask = tails.input_ids, tails.attention_mask
+    positions, masks = _after(config, context.end, mask)
+    blocks = context.blocks(config, positions, ids.shape[-1])
+    last, (keys, values) = decode(gemma.embed(params["text"], ids), positions, masks, blocks, only=_last(mask))
+    return _Context(last, _end(mask, positions), (shared, _Read(keys, values, mask, positions)))
+
+
+def _last(mask: Bool[Array, "B R S"]) -> Int[Array, "B R"]:
+    """Which token of each row is the last real one."""
+    return mask.shape[-1] - 1 - jnp.argmax(mask[..., ::-1], axis=-1)
+
+
+def _end(mask: Bool[Array, "B R S"], positions: Int[Array, "B R S"]) -> Int[Array, "B R 1"]:
+    """The position of that token."""
+    return jnp.max(jnp.where(mask, positions, 0), axis=-1, keepdims=True)
+
+
+def _after(
+    config: VLMConfig, end: Int[Array, "B R 1"], real: Bool[Array, "B G T"]
+) -> tuple[Int[Array, "B G T"], ByKind]:
+    """Positions of tokens behind a context, padded on the right, and which of them see which."""
+    length = real.shape[-1]
+    positions = end + jnp.cumsum(real, axis=-1, dtype=jnp.int32)
+    everywhere = jnp.tril(jnp.ones((length, length), bool)) & real[:, :, None, :]
+    near = multimodal.window(config, positions, positions, length)
+    return positions, ByKind(everywhere, everywhere if near is None else everywhere & near)
 
 
 def _sampled_logits(
@@ -119,16 +160,17 @@ def sample(
     max_new_tokens: int,
     temperature: float,
     begun: Begun | None = None,
+    tails: Prompt | None = None,
 ) -> Completions:
     """G = num_generations completions of each prompt, of at most T = max_new_tokens tokens.
 
     temperature 0 is greedy. begun: first tokens that are given instead of drawn; their log-probs are the model's all
-    the same. The loop stops as soon as every row has ended.
+    the same. tails: tokens [B, G, Q] behind the prompt, padded on the right, that each row is completed after; only of
+    a model that `sees_past_alone`. The loop stops as soon as every row has ended.
     """
     batch, rows, length = prompt.input_ids.shape[0], num_generations, max_new_tokens
-    context = _prefill(params, config, prompt, image_features)
+    context = _prefill(params, config, prompt, image_features, tails)
     text = config.text
-    start = jnp.max(jnp.where(context.mask, context.positions, 0), axis=1)[:, None, None] + 1
     ends = jnp.asarray(config.eos_token_ids)
 
     def draw(hidden: Float[Array, "B G D"], step: Array) -> tuple[Array, Array]:
@@ -159,13 +201,13 @@ def sample(
         # Feed token `step - 1`, then draw token `step`.
         step, out, done, keys, values = state
         x = gemma.embed(params["text"], jax.lax.dynamic_slice_in_dim(out.ids, step - 1, 1, axis=2))
-        positions = jnp.broadcast_to(start + step - 1, (batch, rows, 1))
+        positions = jnp.broadcast_to(context.end + step, (batch, rows, 1))
         behind = step - 1 - jnp.arange(length - 1)
         seen = (behind > 0)[None, None, None]
         near = seen
         if text.sliding_window is not None and length > text.sliding_window:
             near = seen & (behind < text.sliding_window)[None, None, None]
-        blocks = [context.block(config, positions, length), KeyBlock(keys, values, ByKind(seen, near))]
+        blocks = [*context.blocks(config, positions, length), KeyBlock(keys, values, ByKind(seen, near))]
         itself = jnp.ones((1, 1, 1, 1), bool)
         x, pairs = gemma.decode(params["text"], text, x, positions, ByKind(itself, itself), blocks, return_keys=True)
         keys, values = (
@@ -186,7 +228,7 @@ def sample(
     if length == 1:
         return out
     cache_shape = (text.num_layers, batch, text.num_kv_heads, rows, length - 1, text.head_dim)
-    cache = jnp.zeros(cache_shape, context.keys.dtype)
+    cache = jnp.zeros(cache_shape, context.read[0].keys.dtype)
     return jax.lax.while_loop(unfinished, advance, (jnp.array(1), out, done, cache, cache))[1]
 
 
@@ -200,29 +242,21 @@ def completion_logps(
     *,
     temperature: float,
     remat: bool = False,
+    tails: Prompt | None = None,
 ) -> Float32[Array, "B G T"]:
     """Teacher-forced log-probs of given completions, 0 off the mask; differentiable.
 
-    ids: padded on the right. The prompt is computed once for its G rows. temperature 0 counts as 1.
+    ids: padded on the right. The prompt is computed once for its G rows. temperature 0 counts as 1. tails: as `sample`
+    has them.
     """
     batch, rows, length = ids.shape
-    context = _prefill(params, config, prompt, image_features, remat)
+    context = _prefill(params, config, prompt, image_features, tails, remat)
     hidden = jnp.broadcast_to(context.last, (batch, rows, 1, context.last.shape[-1]))
     if length > 1:
-        inputs, real = ids[..., :-1], mask[..., :-1]
-        start = jnp.max(jnp.where(context.mask, context.positions, 0), axis=1)[:, None, None]
-        positions = start + jnp.cumsum(real, axis=-1, dtype=jnp.int32)
-        everywhere = jnp.tril(jnp.ones((length - 1, length - 1), bool)) & real[:, :, None, :]
-        near = multimodal.window(config, positions, positions, length - 1)
-        x, _ = gemma.decode(
-            params["text"],
-            config.text,
-            gemma.embed(params["text"], inputs),
-            positions,
-            ByKind(everywhere, everywhere if near is None else everywhere & near),
-            [context.block(config, positions, length)],
-            remat=remat,
-        )
+        positions, masks = _after(config, context.end, mask[..., :-1])
+        blocks = context.blocks(config, positions, length)
+        x = gemma.embed(params["text"], ids[..., :-1])
+        x, _ = gemma.decode(params["text"], config.text, x, positions, masks, blocks, remat=remat)
         hidden = jnp.concatenate([hidden, x], axis=2)
     return jnp.where(mask, token_logps(params, config, hidden, ids, temperature=temperature), 0.0)
 

@@ -65,6 +65,11 @@ class Role:
     template: PromptTemplate = flax.struct.field(pytree_node=False)
     token_bytes: TokenBytes
 
+    @property
+    def shares_image(self) -> bool:
+        """Whether questions about one image may share what was computed of it: it is first, and sees none of them."""
+        return self.config.sees_past_alone and self.config.image_token_id not in self.template.suffix_ids
+
 
 @flax.struct.dataclass
 class Auditor:

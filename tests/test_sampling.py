@@ -40,8 +40,8 @@ def uncached_logps(case, params, ids, temperature, config=None):
     """The definition: every prompt and its completion as one sequence, nothing shared, nothing cached."""
     vlm, prompt, features = case
     rows, config = ids.shape[1], config or vlm.config
-    starts = [np.asarray(prompt.input_ids)[b][np.asarray(prompt.attention_mask)[b]] for b in range(2)]
-    wholes = [np.concatenate([starts[b], row]) for b in range(2) for row in np.asarray(ids)[b]]
+    starts = [np.asarray(prompt.input_ids)[b][np.asarray(prompt.attention_mask)[b]] for b in range(len(ids))]
+    wholes = [np.concatenate([starts[b], row]) for b in range(len(ids)) for row in np.asarray(ids)[b]]
     width = max(map(len, wholes))
     padded = jnp.asarray([np.pad(whole, (0, width - len(whole))) for whole in wholes])
     lengths = np.repeat([len(start) for start in starts], rows)[:, None]
@@ -105,6 +105,43 @@ def test_gradient_equals_that_of_the_definition(case):
     for remat in (False, True):
         ours = jax.jit(jax.grad(shared), static_argnums=1)(vlm.params, remat)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, definition)
+
+
+@pytest.mark.parametrize("window", [5, 14])  # shorter than a tail and what it is completed by; over the prompt's end
+@pytest.mark.parametrize("case", ["gemma3"], indirect=True)
+def test_tails_behind_a_shared_prompt_count_as_prompts_of_their_own(case, window):
+    vlm, prompt, features = case
+    config = dataclasses.replace(vlm.config, text=dataclasses.replace(vlm.config.text, sliding_window=window))
+    lengths = np.array([[4, 1, 3], [2, 4, 4]])
+    real = np.arange(4) < lengths[..., None]
+    ids = np.where(real, np.random.default_rng(0).integers(3, 49, real.shape), vlm.config.pad_token_id)
+    tails = Prompt(jnp.asarray(ids), jnp.asarray(real))
+
+    def behind(x, tail):
+        return jnp.concatenate([jnp.repeat(x, 3, axis=0), tail.reshape(6, -1)], axis=1)
+
+    whole = Prompt(behind(prompt.input_ids, tails.input_ids), behind(prompt.attention_mask, tails.attention_mask))
+    apart = vlm, whole, jnp.repeat(features, 3, axis=0)
+    greedy = draw(case, config=config, tails=tails, temperature=0.0)
+    alone = draw(apart, config=config, num_generations=1, temperature=0.0)
+    np.testing.assert_array_equal(greedy.ids.reshape(6, 1, -1), alone.ids)
+
+    done = draw(case, config=config, tails=tails)
+    weights, written = jax.random.normal(jax.random.key(1), done.mask.shape) * done.mask, done.ids.reshape(6, 1, -1)
+
+    def shared(params):
+        args = (params, config, prompt, features, done.ids, done.mask)
+        logps = completion_logps(*args, temperature=0.7, tails=tails)
+        return jnp.sum(weights * logps), logps
+
+    def definition(params):
+        logps = uncached_logps(apart, params, written, 0.7, config).reshape(done.mask.shape)
+        return jnp.sum(weights * logps), jnp.where(done.mask, logps, 0.0)
+
+    (ours, logps), (theirs, expected) = (jax.jit(jax.grad(f, has_aux=True))(vlm.params) for f in (shared, definition))
+    np.testing.assert_allclose(logps, expected, atol=1e-5)
+    np.testing.assert_allclose(done.logps, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
 
 
 def test_padding_side_and_width_do_not_matter(case):

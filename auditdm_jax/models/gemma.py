@@ -131,7 +131,7 @@ def decode(
     own_mask: ByKind,
     context: Sequence[KeyBlock] = (),
     *,
-    only: Int[Array, "B"] | None = None,
+    only: Int[Array, "B G"] | None = None,
     return_keys: bool = False,
     remat: bool = False,
 ) -> tuple[Float[Array, "B G _ D"], Any]:
@@ -139,13 +139,13 @@ def decode(
 
     x: embeddings. positions: none beyond the number of keys, T and those of the context. own_mask: pair of bool arrays
     that broadcast to `[B, G, T, T]`, for the T inputs among themselves. context: further keys and values, those of a
-    prompt or a cache. only: the one token of each row whose result is wanted, as `[B, G, 1, D]` (not with a context).
-    return_keys: also return the new keys and values, each `[L, B, K, G, T, H]`; else None.
+    prompt or a cache. only: the one token of each row whose result is wanted, as `[B, G, 1, D]`. return_keys: also
+    return the new keys and values, each `[L, B, K, G, T, H]`; else None.
     """
     longest = x.shape[2] + sum(block.keys.shape[-2] for block in context)
     rope = _rope_tables(config, positions, longest)
 
-    def layer(x: Array, scanned: tuple, only: Array | None = None) -> tuple[Array, Any]:
+    def layer(x: Array, scanned: tuple, only: Int[Array, "B G"] | None = None) -> tuple[Array, Any]:
         p, is_local, cached = scanned
         h = rms_norm(p["attention_norm"], x, config.norm_eps)
         k = dense(p["k"], h).reshape(*x.shape[:3], config.num_kv_heads, config.head_dim)
@@ -153,14 +153,16 @@ def decode(
         if config.qk_norm:
             k = rms_norm(p["k_norm"], k, config.norm_eps)
         (cos, sin), mask = rope.pick(is_local), own_mask.pick(is_local)
+        masks = [block.mask.pick(is_local) for block in context]
         k = _rotate(k, cos, sin)
         if only is not None:
             x, h, cos, sin, mask = (_token(a, only) for a in (x, h, cos, sin, mask))
+            masks = [seen if seen.shape[2] == 1 else _token(seen, only) for seen in masks]
         q = dense(p["q"], h).reshape(*x.shape[:3], config.num_heads, config.head_dim)
         if config.qk_norm:
             q = rms_norm(p["q_norm"], q, config.norm_eps)
         k, v = k.transpose(0, 3, 1, 2, 4), v.transpose(0, 3, 1, 2, 4)
-        blocks = [(*kv, block.mask.pick(is_local)) for kv, block in zip(cached, context, strict=True)]
+        blocks = [(*kv, seen) for kv, seen in zip(cached, masks, strict=True)]
         mixed = _attend(config, _rotate(q, cos, sin), [*blocks, (k, v, mask)])
         x = x + rms_norm(p["post_attention_norm"], dense(p["o"], mixed), config.norm_eps)
         h = rms_norm(p["mlp_norm"], x, config.norm_eps)
@@ -182,9 +184,9 @@ def decode(
     return rms_norm(params["norm"], x, config.norm_eps), pairs
 
 
-def _token(x: Array, index: Int[Array, "B"]) -> Array:
+def _token(x: Array, index: Int[Array, "B G"]) -> Array:
     """One token of each row: `[B, G, T, ...]` -> `[B, G, 1, ...]`."""
-    return jnp.take_along_axis(x, jnp.expand_dims(index, tuple(range(1, x.ndim))), axis=2)
+    return jnp.take_along_axis(x, jnp.expand_dims(index, tuple(range(2, x.ndim))), axis=2)
 
 
 def _attend(config: GemmaConfig, q: Array, blocks: list[tuple[Array, Array, Array]]) -> Float[Array, "B G T NH"]:

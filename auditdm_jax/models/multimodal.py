@@ -44,6 +44,11 @@ class VLMConfig:
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
+    @property
+    def sees_past_alone(self) -> bool:
+        """Whether what stands behind an image and its text leaves their keys as they are."""
+        return self.family == "gemma3"
+
 
 def init_params(key: Array, config: VLMConfig, dtype: Any = jnp.float32) -> Params:
     """Random parameters, for training from nothing."""
