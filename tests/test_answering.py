@@ -10,7 +10,7 @@ import pytest
 from auditdm_jax import training
 from auditdm_jax.answering import Answer, answer, answer_logps, consensus_words, examine
 from auditdm_jax.config import Models, TrainConfig
-from auditdm_jax.prompts import answer_text, expanded_text, padded, texts_of, token_ids
+from auditdm_jax.prompts import PromptTemplate, answer_text, expanded_text, padded, texts_of, token_ids
 from auditdm_jax.reward import Reward, disagreement
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.state import Frozen
@@ -56,6 +56,14 @@ def asked_twice(vlm, answers):
 def member_of(players, member):
     cast = training.cast_of(players, ["?"])
     return (players.target, *players.references)[member], (cast.target, *cast.references)[member]
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_an_image_is_shared_where_it_stands_before_what_it_cannot_see(players, member):
+    vlm, role = member_of(players, member)
+    assert role.shares_image == (vlm.config.family == "gemma3")
+    template = PromptTemplate(role.template.suffix_ids, role.template.prefix_ids)
+    assert not role.replace(template=template).shares_image
 
 
 @pytest.mark.parametrize("member", [0, 1])  # of both families
