@@ -29,6 +29,7 @@ from auditdm_jax.curves import svg
 from auditdm_jax.errors import UserError, one_line, run_cli
 from auditdm_jax.files import atomic_file, plain, read_json, write_parquet
 from auditdm_jax.frontier import frontier_svg
+from auditdm_jax.huge_pages import with_huge_pages
 from auditdm_jax.sweep import Cell, Run, read_sweep, spelled
 from auditdm_jax.training import train, train_jointly
 
@@ -149,4 +150,5 @@ def ablate(config: AblateConfig) -> None:
 
 
 if __name__ == "__main__":
+    with_huge_pages()
     run_cli(lambda: ablate(tyro.cli(AblateConfig, description=AblateConfig.__doc__)))

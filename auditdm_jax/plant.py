@@ -25,6 +25,7 @@ from auditdm_jax.config import RectifyConfig
 from auditdm_jax.errors import UserError, at_least_one, one_line, run_cli
 from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.finetune import Batch, Encoder
+from auditdm_jax.huge_pages import with_huge_pages
 from auditdm_jax.plant_exam import Exam, check, losses, near
 from auditdm_jax.plant_score import KEY, ScoreConfig, score_run
 from auditdm_jax.prompts import template_for
@@ -167,4 +168,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    with_huge_pages()
     run_cli(main)

@@ -26,6 +26,7 @@ from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.errors import UserError, run_cli
 from auditdm_jax.evals import Answerer, wilson
 from auditdm_jax.files import append_jsonl, plain, read_json, write_json
+from auditdm_jax.huge_pages import with_huge_pages
 from auditdm_jax.outcomes import Asked, consensus_of, is_answer
 from auditdm_jax.plant import PlantConfig, plant
 from auditdm_jax.plant_score import KEY, score
@@ -278,4 +279,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    with_huge_pages()
     run_cli(main)

@@ -26,6 +26,7 @@ from auditdm_jax.collect import Batch
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.critic import ignorant
+from auditdm_jax.huge_pages import with_huge_pages
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts
 from auditdm_jax.rollout import ask, prompt_rows
@@ -149,4 +150,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
+    with_huge_pages()
     main(tyro.cli(Config))

@@ -24,6 +24,7 @@ from auditdm_jax.errors import UserError, run_cli
 from auditdm_jax.evals import Answerer, accuracy
 from auditdm_jax.files import atomic_folder
 from auditdm_jax.finetune import Batch, Encoder, FinetuneState, fit, init_state, make_optimizer
+from auditdm_jax.huge_pages import with_huge_pages
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import (
     CAPTION_INSTRUCTION,
@@ -255,4 +256,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    with_huge_pages()
     run_cli(main)

@@ -1,0 +1,14 @@
+"""The command `auditdm train | audit | rectify`, also as `python -m auditdm_jax`."""
+
+from auditdm_jax.huge_pages import with_huge_pages
+
+
+def main() -> None:
+    with_huge_pages()
+    from auditdm_jax import cli  # only now, for this loads JAX
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
