@@ -22,6 +22,8 @@ NEARLY = 0.95
 very likeliest are much of a kind."""
 WORTH = 0.55
 """A topic is asked of an image where it is this likely to show a failure, beside the candidate without a topic."""
+RARE, FIRST = 0.45, 0.5
+"""For this part of what a topic is to bring, this is enough: what shows seldom is found too, and little spent on it."""
 CHEAP = 0.9
 """And here it costs nothing: of topics, of which the critic has seen few questions, it expects too little rather."""
 
@@ -80,19 +82,20 @@ def share_out(
     """A topic for some of N images, -1 for the others.
 
     Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
-    beside that of the image's candidate without a topic, and nowhere if that is below `WORTH`. Where it is `CHEAP`,
-    half as many at least as if topics and questions without one were asked alike. The topic that is worth least
-    chooses first.
+    beside that of the image's candidate without a topic, and nowhere if that is below `WORTH`; for the part `FIRST` of
+    the quota it may be `RARE`. Where it is `CHEAP`, half as many at least as if topics and questions without one were
+    asked alike. The topic that is worth least chooses first.
     """
     worth = chance / beside[:, None]
     alike = len(chance) / (chance.shape[1] + 1)
     chosen = np.full(len(chance), -1)
     for topic in np.argsort(worth.max(0, initial=0.0), kind="stable"):
-        open_ = np.flatnonzero((chosen < 0) & (worth[:, topic] >= WORTH))
+        open_ = np.flatnonzero((chosen < 0) & (worth[:, topic] >= RARE))
         open_ = open_[np.argsort(-worth[open_, topic], kind="stable")]
         before = np.cumsum(chance[open_, topic]) - chance[open_, topic]
+        limit = np.where(worth[open_, topic] >= WORTH, quota, FIRST * quota)
         # Whole images until the quota is reached; the one that crosses it with the chance that makes up for the rest.
-        takes = rng.random() * chance[open_, topic] < quota - before
+        takes = rng.random() * chance[open_, topic] < limit - before
         takes |= (worth[open_, topic] >= CHEAP) & (np.arange(len(open_)) < alike / 2)
         chosen[open_[takes]] = topic
     return chosen

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditdm_jax.choice import CHEAP, NEARLY, WORTH, Choice, Guide, share_out
+from auditdm_jax.choice import CHEAP, FIRST, NEARLY, RARE, WORTH, Choice, Guide, share_out
 from auditdm_jax.sampling import Completions
 from auditdm_jax.topics import Topics
 
@@ -80,7 +80,9 @@ def test_topics_go_where_they_are_worth_most(images, topics, quota, seed):
     worth = chance / beside[:, None]
     for topic in range(topics):
         mine = np.flatnonzero(chosen == topic)
-        assert (worth[mine, topic] >= WORTH).all()
+        assert (worth[mine, topic] >= RARE).all()
+        if (worth[mine, topic] < WORTH).any():  # only of the first part, but for one image
+            assert chance[mine, topic].sum() < FIRST * quota + 1
         free = (worth[mine, topic] >= CHEAP).all() and len(mine) < images / 2 / (topics + 1) + 1
         assert chance[mine, topic].sum() < quota + 1 or free
         left = np.flatnonzero((chosen < 0) & (worth[:, topic] >= WORTH))
@@ -102,3 +104,10 @@ def test_topics_bring_as_many_failures_as_they_should():
     chance, beside = np.full((10, 2), [0.6, 0.8]), np.ones(10)
     found = [np.bincount(share_out(rng, 0.6, chance, beside) + 1, minlength=3)[1:] for _ in range(4000)]
     np.testing.assert_allclose(np.mean(found, 0) * [0.6, 0.8], [0.6, 0.6], atol=0.02)
+
+
+def test_a_topic_that_is_worth_less_brings_a_part_of_them():
+    rng = np.random.default_rng(0)
+    chance = np.full((10, 2), [(RARE + WORTH) / 2, RARE - 0.01])
+    found = [np.bincount(share_out(rng, 0.6, chance, np.ones(10)) + 1, minlength=3)[1:] for _ in range(4000)]
+    np.testing.assert_allclose(np.mean(found, 0) * chance[0], [FIRST * 0.6, 0], atol=0.02)
