@@ -1,3 +1,5 @@
+"""huge_pages.py: a program starts anew once, where that changes anything, and is otherwise as it was called."""
+
 import os
 import subprocess
 import sys
