@@ -42,6 +42,8 @@ from auditdm_jax.topics import topics_of
 
 ARCHIVE_SIZE = 4096
 PROBE_DRAWS = 2**31
+PROBE_BATCHES = 2
+"""Of held-out images in a probe: in one batch the questions of one odd image can be 5 % of all."""
 RESOURCES = tuple(f"probing.render.{name}" for name in ("device", "micro_batch_size", "cpu_offload"))
 MAY_DIFFER = ("steps", "resume", "overwrite", "checkpoint_every", "out", *RESOURCES)
 """Settings of a run that may be others when it is resumed."""
@@ -233,10 +235,11 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
         logs = [stack.enter_context(Log(run.folder, first, config.steps)) for run in runs]
 
         def log_probes(number: int) -> None:
-            rows = probe(step, states, [next(run.held_out) for run in runs], players.auditor)
-            for log, row in zip(logs, rows, strict=True):
+            batches = ([next(run.held_out) for run in runs] for _ in range(PROBE_BATCHES))
+            found = [probe(step, states, each, players.auditor, draw) for draw, each in enumerate(batches)]
+            for log, *rows in zip(logs, *found, strict=True):
                 log.flush()
-                log.write(number, row)
+                log.write(number, {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})
 
         blank = np.zeros((config.images_per_step, *[input_size(players)] * 2, 3), np.uint8)
         # Not where the steps between pass through the host: tokenizers are not for two threads.
@@ -274,9 +277,14 @@ def compiled_meanwhile(step: Callable, states: Sequence[AuditState], images: np.
     done.result()
 
 
-def probe(step, states: Sequence[AuditState], batches: Sequence[dict], auditor: VLM) -> list[dict[str, float]]:
-    """Claimed and, for scenes, verified success of each run on held-out images: a step whose update is thrown away."""
-    done = step([_for_probe(state) for state in states], [batch["image"] for batch in batches])
+def probe(
+    step, states: Sequence[AuditState], batches: Sequence[dict], auditor: VLM, draw: int
+) -> list[dict[str, float]]:
+    """Claimed and, for scenes, verified success of each run on held-out images: a step whose update is thrown away.
+
+    draw: which of the probes of one step this is.
+    """
+    done = step([_for_probe(state, draw) for state in states], [batch["image"] for batch in batches])
     rows = []
     for batch, (_, metrics, record) in zip(batches, done, strict=True):
         shares = verified(record, batch, auditor) if "scene" in batch else {}
@@ -285,10 +293,10 @@ def probe(step, states: Sequence[AuditState], batches: Sequence[dict], auditor: 
     return rows
 
 
-def _for_probe(state: AuditState) -> AuditState:
-    """With draws apart from those of the next step."""
+def _for_probe(state: AuditState, draw: int = 0) -> AuditState:
+    """With draws apart from those of the next step, and of another probe."""
     trained = jax.tree.map(jnp.copy, state.trained)  # the step donates what it is given
-    return replace(state, trained=replace(trained, key=jax.random.fold_in(trained.key, PROBE_DRAWS)))
+    return replace(state, trained=replace(trained, key=jax.random.fold_in(trained.key, PROBE_DRAWS + draw)))
 
 
 def save_auditor(folder: Path, state: AuditState, auditor: VLM) -> None:
