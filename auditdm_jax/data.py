@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import grain
 import numpy as np
@@ -27,6 +27,14 @@ HELD_OUT = 0.1
 """The share of images, chosen by a hash of their ids, that split "train" leaves to "heldout"."""
 
 Split = Literal["all", "train", "heldout"]
+
+
+class Source(Protocol):
+    """Batches of images with a position that a checkpoint can hold."""
+
+    def __next__(self) -> Any: ...
+    def get_state(self) -> dict: ...
+    def set_state(self, state: dict) -> None: ...
 
 
 class ImageBatch(TypedDict):

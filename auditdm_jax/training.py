@@ -1,13 +1,12 @@
 """[host] The training run: models in, a loop of steps, logs, checkpoints, and the trained auditor out."""
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,46 +14,32 @@ import numpy as np
 import optax
 
 from auditdm_jax.alarms import duplicates
-from auditdm_jax.answers import text_answer_id
 from auditdm_jax.channels import Prober, instructions_of, limits_of
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.collect import StepSettings
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.critic import FILE as CRITIC
 from auditdm_jax.critic import ignorant, write_critic
-from auditdm_jax.data import ImageSource, open_images, reasons
+from auditdm_jax.data import ImageSource, Source, open_images, reasons
 from auditdm_jax.files import atomic_folder
 from auditdm_jax.health import weight_warnings
+from auditdm_jax.heldout import for_probe, probe
 from auditdm_jax.joint import make_joint_step
 from auditdm_jax.layout import layout, used_by_all
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.players import Players, cast_of, input_size, load_players, retokenizer, share_tokens
-from auditdm_jax.prompts import texts_of
 from auditdm_jax.scenes.dataset import SceneSource
-from auditdm_jax.scenes.oracle import judge
-from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.state import AuditState, Frozen, Trained
 from auditdm_jax.step import make_step
 from auditdm_jax.studio import Studio
 from auditdm_jax.topics import topics_of
 
 ARCHIVE_SIZE = 4096
-PROBE_DRAWS = 2**31
-PROBE_BATCHES = 2
-"""Of held-out images in a probe: in one batch the questions of one odd image can be 5 % of all."""
 RESOURCES = tuple(f"probing.render.{name}" for name in ("device", "micro_batch_size", "cpu_offload"))
 MAY_DIFFER = ("steps", "resume", "overwrite", "checkpoint_every", "out", *RESOURCES)
 """Settings of a run that may be others when it is resumed."""
-
-
-class Source(Protocol):
-    """Batches of images with a position that a checkpoint can hold."""
-
-    def __next__(self) -> Any: ...
-    def get_state(self) -> dict: ...
-    def set_state(self, state: dict) -> None: ...
 
 
 def step_settings(config: TrainConfig) -> StepSettings:
@@ -102,49 +87,6 @@ def open_source(config: TrainConfig, size: int, split: Literal["train", "heldout
     if config.images:
         return open_images(config.images, size, config.images_per_step, config.seed, split=split)
     return SceneSource("train" if split == "train" else "validation", config.seed, config.images_per_step)
-
-
-def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
-    """For scenes: what the oracle says of a batch of questions.
-
-    verified: target wrong and consensus right; unanswerable: without an answer; unreadable: of new images that show no
-    scene. gap: claimed minus verified, of what can be read. reward_unanswerable, reward_unparsable: share of the reward
-    that such questions have: what they speak of is absent or ambiguous; they are none of this world's questions, which
-    may make sense all the same.
-    """
-    ids, mask = np.asarray(record["question_ids"]), np.asarray(record["question_mask"])
-    names = ("target_id", "consensus_id", "claimed", "reward")
-    target, consensus, claimed, reward = (np.asarray(record[name]) for name in names)
-    counts = dict.fromkeys(("answered", "unanswerable", "unparsable", "unreadable", "verified"), 0)
-    skills, read, earned = set(), 0, Counter[str]()
-    generations = claimed.shape[1]
-    # New images are read back; those that show no scene of this world any more are not verified.
-    seen = (
-        scenes_in(np.asarray(record["images"]))
-        if "images" in record
-        else [scene for scene in batch["scene"] for _ in range(generations)]
-    )
-    for i in range(len(claimed)):
-        for g, text in enumerate(texts_of(auditor.tokenizer, ids[i], mask[i])):
-            scene = seen[i * generations + g]
-            if scene is None:
-                counts["unreadable"] += 1
-                continue
-            verdict = judge(text, scene)
-            counts[verdict.status] += 1
-            read += int(claimed[i, g])
-            earned[verdict.status] += reward[i, g]
-            if verdict.status == "answered" and claimed[i, g]:
-                truth = text_answer_id(verdict.answer)
-                if consensus[i, g] == truth != target[i, g]:
-                    counts["verified"] += 1
-                    skills.add(verdict.skill)
-    total = claimed.size
-    shares = {f"oracle/{name}": count / total for name, count in counts.items()}
-    shares |= {"oracle/gap": (read - counts["verified"]) / total}
-    for name in ("unanswerable", "unparsable"):
-        shares[f"oracle/reward_{name}"] = float(earned[name] / max(reward.sum(), 1e-9))
-    return shares | {"skills": len(skills)}
 
 
 class Opened(NamedTuple):
@@ -235,11 +177,10 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
         logs = [stack.enter_context(Log(run.folder, first, config.steps)) for run in runs]
 
         def log_probes(number: int) -> None:
-            batches = ([next(run.held_out) for run in runs] for _ in range(PROBE_BATCHES))
-            found = [probe(step, states, each, players.auditor, draw) for draw, each in enumerate(batches)]
-            for log, *rows in zip(logs, *found, strict=True):
+            rows = probe(step, states, [run.held_out for run in runs], players.auditor)
+            for log, row in zip(logs, rows, strict=True):
                 log.flush()
-                log.write(number, {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})
+                log.write(number, row)
 
         blank = np.zeros((config.images_per_step, *[input_size(players)] * 2, 3), np.uint8)
         # Not where the steps between pass through the host: tokenizers are not for two threads.
@@ -272,31 +213,9 @@ def one_run(step: Callable) -> Callable:
 def compiled_meanwhile(step: Callable, states: Sequence[AuditState], images: np.ndarray) -> Iterator[None]:
     """Compiles a step in a thread, by a step whose update is thrown away."""
     with ThreadPoolExecutor(1) as thread:
-        done = thread.submit(step, [_for_probe(state) for state in states], [images] * len(states))
+        done = thread.submit(step, [for_probe(state) for state in states], [images] * len(states))
         yield
     done.result()
-
-
-def probe(
-    step, states: Sequence[AuditState], batches: Sequence[dict], auditor: VLM, draw: int
-) -> list[dict[str, float]]:
-    """Claimed and, for scenes, verified success of each run on held-out images: a step whose update is thrown away.
-
-    draw: which of the probes of one step this is.
-    """
-    done = step([_for_probe(state, draw) for state in states], [batch["image"] for batch in batches])
-    rows = []
-    for batch, (_, metrics, record) in zip(batches, done, strict=True):
-        shares = verified(record, batch, auditor) if "scene" in batch else {}
-        row = {f"heldout/{name}": value for name, value in shares.items()}
-        rows.append(row | {"heldout/claimed": float(metrics["outcome/claimed"])})
-    return rows
-
-
-def _for_probe(state: AuditState, draw: int = 0) -> AuditState:
-    """With draws apart from those of the next step, and of another probe."""
-    trained = jax.tree.map(jnp.copy, state.trained)  # the step donates what it is given
-    return replace(state, trained=replace(trained, key=jax.random.fold_in(trained.key, PROBE_DRAWS + draw)))
 
 
 def save_auditor(folder: Path, state: AuditState, auditor: VLM) -> None:

@@ -10,18 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_zoo import save_tiny_zoo, tiny
+from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import training
-from auditdm_jax.answers import text_answer_id
 from auditdm_jax.config import Models, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.log import Log
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import padded
-from auditdm_jax.scenes.world import sample_scene
 from auditdm_jax.scenes.zoo_paths import ZOO
 from auditdm_jax.step import make_step
 
@@ -180,28 +177,6 @@ def test_images_that_are_skipped_are_told(config, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no image")
     training.train(dataclasses.replace(config, steps=4, images=(str(tmp_path),)))
     assert "images skipped: 1 " in capsys.readouterr().out
-
-
-def test_the_oracle_names_the_reward_of_questions_without_an_answer():
-    auditor = tiny("m", "gemma3", 0)
-    scene = next(s for s in map(sample_scene, ["test"] * 99, range(99)) if s.special("dot") is None)
-    asked = ["what is the weather?", "what color is the tiny dot?", "star star", "what is the weather?"]
-    ids, mask = padded(auditor.tokenizer(asked, add_special_tokens=False)["input_ids"], 8, 0)
-    truth, foggy = text_answer_id(scene.weather), text_answer_id("foggy")
-    record = {
-        "question_ids": ids[None],
-        "question_mask": mask[None],
-        "target_id": np.array([[foggy, foggy, foggy, truth]], np.uint32),
-        "consensus_id": np.full((1, 4), truth, np.uint32),
-        "claimed": np.array([[True, True, True, False]]),
-        "reward": np.array([[1.0, 0.5, 0.5, 0.0]], np.float32),
-    }
-    shares = training.verified(record, {"scene": [scene]}, auditor)
-    assert (shares["oracle/verified"], shares["oracle/unanswerable"], shares["oracle/unparsable"]) == (0.25,) * 3
-    assert shares["oracle/gap"] == 0.5
-    assert (shares["oracle/reward_unanswerable"], shares["oracle/reward_unparsable"]) == (0.25, 0.25)
-    nothing = training.verified(record | {"reward": np.zeros((1, 4))}, {"scene": [scene]}, auditor)
-    assert (nothing["oracle/reward_unanswerable"], nothing["oracle/reward_unparsable"]) == (0, 0)
 
 
 def test_a_copy_among_the_references_is_told(config, monkeypatch, capsys, tmp_path):
