@@ -8,8 +8,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-import tiny_vlm
-from PIL import Image
+from tiny_zoo import save_pictures
 
 from auditdm_jax import audit as module
 from auditdm_jax import discoveries
@@ -17,18 +16,14 @@ from auditdm_jax.asking import Asking, Panel
 from auditdm_jax.audit import audit, main, open_unseen
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.critic import FILE, ignorant, write_critic
-from auditdm_jax.data import held_out_ids
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
-from auditdm_jax.image_files import find_images
 from auditdm_jax.outcomes import Asked
 from auditdm_jax.reward import BEGINNINGS
-from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.parser import read_scenes
 from auditdm_jax.scenes.render import render
-from auditdm_jax.scenes.zoo_paths import load_model, zoo_names
 
 WEATHER, COUNT, NONSENSE = "what is the weather?", "how many objects are there?", "zebra zebra"
 UNSEEN = open_unseen((), (), 64, 1, seed=0)  # the scenes that an audit of seed 0 shows
@@ -187,7 +182,7 @@ def test_questions_that_did_not_fail_go_to_their_own_file(finished_run, monkeypa
 
 
 def test_the_verifier_judges_other_images(finished_run, monkeypatch, tmp_path, capsys):
-    folder = pictures(tmp_path / "photos", 6)
+    folder = save_pictures(tmp_path / "photos", 6)
     say = lambda *words: lambda images, questions: [words[int(i[0, 0, 0]) % len(words)] for i in images]  # noqa: E731
     others = Panel(asks("how many dogs are there?"), None, say("1"), (say("7"), say("seven")), say("7", "1", "unclear"))
     monkeypatch.setattr(module, "load_panel", lambda *_: (others, 64))
@@ -196,101 +191,6 @@ def test_the_verifier_judges_other_images(finished_run, monkeypatch, tmp_path, c
     assert (summary["claimed"]["count"], summary["verified"]["count"]) == (6, 2)
     assert [(t["name"], t["n"], t["failures"]) for t in summary["failure_types"]] == [("how many/number", 6, 2)]
     assert "verified by the verifier" in capsys.readouterr().out
-
-
-def pictures(folder, count: int):
-    folder.mkdir()
-    for i in range(count):
-        Image.new("RGB", (20, 10), (i, 0, 0)).save(folder / f"{i:03}.png")
-    return folder
-
-
-def seen_file(spec, held_out):
-    return next(r.image_id for r in find_images(spec) if r.image_id not in held_out).rpartition("/")[2]
-
-
-def test_images_that_training_saw_are_left_out(tmp_path):
-    spec = (str(pictures(tmp_path / "photos", 60)),)
-    seen = [i for batch in open_unseen(spec, (), 8, 16, seed=0) for i in batch["image_id"]]
-    assert len(set(seen)) == 60
-    batches = list(open_unseen(spec, (str(tmp_path / "x" / ".." / "photos"),), 8, 256, seed=0))
-    unseen = [i for batch in batches for i in batch["image_id"]]
-    assert sorted(unseen) == sorted(held_out_ids(seen))
-    # Named in another way, and beside a new image.
-    Image.new("RGB", (20, 10)).save(tmp_path / "photos" / "new.png")
-    trained_on = (str(tmp_path / "photos" / "0*.png"),)
-    batches = list(open_unseen(spec, trained_on, 8, 256, seed=0))
-    unseen = {i.rpartition("/")[2] for batch in batches for i in batch["image_id"]}
-    held_out = held_out_ids([record.image_id for record in find_images(trained_on)])
-    assert unseen == {name.rpartition("/")[2] for name in held_out} | {"new.png"}
-    with pytest.raises(UserError, match="training saw every one"):
-        open_unseen((str(tmp_path / "photos" / f"{seen_file(trained_on, held_out)}"),), trained_on, 8, 16, seed=0)
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Directories of tiny random models, a folder for each name."""
-    folder = tmp_path_factory.mktemp("models")
-    for seed, (name, family) in enumerate({"one": "paligemma", "two": "gemma3", "asker": "gemma3"}.items()):
-        tiny_vlm.save(tiny_vlm.hf_model(tiny_vlm.hf_config(family), seed), folder / name)
-    return folder
-
-
-def test_main_with_models_from_directories(checkpoints, tmp_path, monkeypatch, capsys):
-    """Without a run: any folder of images, random models of two families."""
-    monkeypatch.setattr(zoo_paths, "ZOO", checkpoints)
-    folder = pictures(tmp_path / "photos", 5)
-    (folder / "bad.png").write_bytes(b"not an image")
-    config = AuditConfig(
-        out=str(tmp_path / "runs"),
-        images=(str(folder),),
-        auditor="asker",
-        target=str(checkpoints / "one"),
-        references=("two",),
-        verifier="asker",
-    )
-    summary = main(config)
-    assert summary["images"] == 5
-    assert sum(summary["outcomes"].values()) == 5
-    assert summary["skipped_images"] == {"unknown format": 1}
-    assert summary["auditor"] == {"name": "asker", "trained": False}
-    assert summary["prompt_only"]["verified"] == summary["verified"]
-    printed = capsys.readouterr().out
-    assert "there is no run" in printed
-    assert "untrained auditor 'asker'" in printed
-    assert "images skipped: 1 unknown format" in printed
-
-
-def test_names_of_models(checkpoints, monkeypatch):
-    monkeypatch.setattr(zoo_paths, "ZOO", checkpoints)
-    assert zoo_names() == ["asker", "one", "two"]
-    assert load_model("one").config.family == "paligemma"
-    with pytest.raises(UserError, match=r"no model is called 'tow' \(the zoo has asker, one, two\)"):
-        load_model("tow")
-    with pytest.raises(UserError, match=r"no checkpoint directory \./one"):
-        load_model("./one")
-    monkeypatch.setattr(zoo_paths, "ZOO", checkpoints / "nothing")
-    with pytest.raises(UserError, match="has not been built"):
-        load_model("one")
-
-
-@pytest.fixture
-def zoo():
-    """The shipped checkpoints."""
-    models = Models()
-    if not {models.auditor, models.target, models.verifier, *models.references} <= set(zoo_names()):
-        pytest.skip("the zoo has not been built")
-
-
-@pytest.mark.slow
-class TestZoo:
-    def test_the_untrained_auditor_on_scenes(self, zoo, tmp_path, capsys):
-        summary = main(AuditConfig(out=str(tmp_path), questions=256))
-        assert summary["outcomes"]["unparsable"] < 0.05 * 256
-        assert 0.03 < summary["verified_success_rate"] <= summary["claimed_success_rate"] < 0.6
-        assert len(summary["skills"]) >= 8
-        found = discoveries.read(tmp_path / "default" / "audit" / "discoveries.parquet", 64)
-        assert len(found.rows) == summary["claimed"]["count"]
 
 
 def test_originals_are_asked_the_same_question():

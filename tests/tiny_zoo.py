@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from PIL import Image
+
 from auditdm_jax.scenes.members import Member, new_model
 
 SMALL = dict(steps=1, width=32, text_layers=1, heads=1, mlp=32, vision_width=32, vision_layers=1)
@@ -17,3 +19,11 @@ def save_tiny_zoo(folder: Path) -> dict[str, str]:
     for seed, (name, family) in enumerate(families.items()):
         tiny(name, family, seed).save(folder / name)
     return {name: str(folder / name) for name in families}
+
+
+def save_pictures(folder: Path, count: int) -> Path:
+    """A new folder of `count` small images; the red of each is its number."""
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (20, 10), (i, 0, 0)).save(folder / f"{i:03}.png")
+    return folder
