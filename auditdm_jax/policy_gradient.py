@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from auditdm_jax.advantages import (
     expected_zero_signal,
@@ -56,6 +56,7 @@ def policy_gradient_loss(
     preset: str | Convention = DEFAULT_PRESET,
     *,
     sampling_logps: Float[Array, "B T"] | None = None,
+    lengths: Int[Array, "B"] | None = None,
     **overrides: Any,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss to minimise in `logps`, and metrics. B = groups * group_size completions, a group in a row.
@@ -63,7 +64,8 @@ def policy_gradient_loss(
     old_logps: under the policy before the updates with this batch; None, with num_iterations 1, where that is the
     current one. ref_logps: under the frozen base; None only with beta 0. mask: nonzero on a completion's tokens;
     nothing off it has influence. rewards: NaN where none could be given. sampling_logps: those the sampler computed;
-    without them its drift has no weights. overrides: settings of `Convention`, in place of the preset's.
+    without them its drift has no weights. lengths: tokens that the penalty for length is for, where the mask leaves
+    out some of a completion. overrides: settings of `Convention`, in place of the preset's.
 
     A group without signal adds nothing to the gradient but its KL. With old_logps equal to logps the value of
     the policy term is about 0 by construction: watch `advantage_abs` and the gradient instead.
@@ -89,7 +91,8 @@ def policy_gradient_loss(
     logps = jnp.where(mask, logps, 0.0)
     old_logps = jax.lax.stop_gradient(logps if old_logps is None else jnp.where(mask, old_logps, 0.0))
     ref_logps = None if ref_logps is None else jnp.where(mask, ref_logps, 0.0)
-    advantages = advantages_of(setting, old_logps, ref_logps, mask, rewards, group_size)
+    lengths = mask.sum(-1) if lengths is None else lengths
+    advantages = advantages_of(setting, old_logps, ref_logps, mask, rewards, lengths, group_size)
 
     high = setting.epsilon if setting.epsilon_high is None else setting.epsilon_high
     bounds = (1 - setting.epsilon, 1 + high)
@@ -137,12 +140,13 @@ def advantages_of(
     ref_logps: Float[Array, "B T"] | None,
     mask: Bool[Array, "B T"],
     rewards: Float[Array, "B"],
+    lengths: Int[Array, "B"],
     group_size: int,
 ) -> Float[Array, "B #T"]:
     """The convention's advantages of the rewards, less what it subtracts from those for length and for the KL."""
     if setting.soft_punish_cache:
         length = setting.max_completion_length or mask.shape[-1]
-        rewards = rewards + overlong_penalty(mask.sum(-1), length, setting.soft_punish_cache)
+        rewards = rewards + overlong_penalty(lengths, length, setting.soft_punish_cache)
     penalties = jnp.zeros(mask.shape)
     if ref_logps is not None and setting.kl_in_reward:
         penalties = setting.beta * kl_divergence(old_logps, ref_logps, setting.kl_estimator, setting.k3_clip)

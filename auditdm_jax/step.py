@@ -166,9 +166,8 @@ def update(
         logps = logps_of(auditor_params(trainable, frozen.auditor))
         for new, old, ref, (learned, rewards), part in zip(logps, old_logps, ref_logps, scored, parts, strict=True):
             mask, sampled, group = rows(learned), rows(part[2].logps), settings.grpo.num_generations
-            loss, metrics = policy_gradient_loss(
-                new, old, ref, mask, rewards.reshape(-1), group, convention, sampling_logps=sampled
-            )
+            spoken = {"sampling_logps": sampled, "lengths": rows(part[2].mask).sum(-1)}
+            loss, metrics = policy_gradient_loss(new, old, ref, mask, rewards.reshape(-1), group, convention, **spoken)
             # Each part is a mean of its own; a question counts as much, whichever part it is in.
             loss *= averaged_over(mask) / averaged_over(rows(batch.learned))
             drift = jnp.where(mask, jnp.abs((new if old is None else old) - sampled), 0.0)
