@@ -253,7 +253,7 @@ def main() -> None:
     if settings_file.exists():
         check_config(read_json(settings_file), plain(config), config.out, MAY_DIFFER)
     elif results.exists():
-        raise UserError(f"{config.out} has results and no settings.json, so what they are of is lost; name another --out")
+        raise UserError(f"{config.out} has results and no settings.json, so nobody knows what of; name another --out")
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(settings_file, config)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
