@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from auditdm_jax.advantages import (
@@ -75,13 +76,16 @@ def policy_gradient_loss(
     `clip_ratio/high`, `clip_ratio/region` (either); where ref_logps are given `kl`, the mean of k3 over all
     tokens, whatever the estimator in the loss, so that runs compare; where weighted `sampling/importance_weight`.
 
-    Raises UserError for a group of one, a batch that does not divide into groups, or settings that do not fit.
+    Raises UserError for a group of one, a batch that does not divide into groups, settings that do not fit, or rewards
+    that are all NaN (under `jit`, where no values are known, these give advantages of 0).
     """
     setting = convention_of(preset, **overrides)
     if group_size < 2:
         raise UserError(f"the group size is {group_size}: an advantage needs 2 completions or more to compare")
     if len(rewards) % group_size:
         raise UserError(f"{len(rewards)} completions do not divide into groups of {group_size}: change either")
+    if not isinstance(rewards, jax.core.Tracer) and np.isnan(rewards).all():
+        raise UserError("every reward is NaN, so there is nothing to learn from: see why none could be given")
     if setting.beta and ref_logps is None:
         raise UserError(f"beta is {setting.beta} without ref_logps: give the frozen base's, or beta 0")
     if setting.num_iterations > 1 and old_logps is None:

@@ -123,11 +123,12 @@ def test_what_a_user_gives_wins_over_the_preset():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: GRPO(preset="grpo"), "preset is 'grpo': choose one of dr_grpo@auditdm, grpo@trl"),
+        (lambda: GRPO(preset="grpo"), "no preset is called 'grpo', the nearest is 'grpo@trl'; there are dr_grpo@audit"),
+        (lambda: convention_of("DAPO@TLR"), "the nearest is 'dapo@trl'"),
         (lambda: GRPO(max_resamples=-1), "max-resamples is -1"),
         (lambda: GRPO(num_iterations=0), "num-iterations is 0"),
         (lambda: GRPO(learning_rate=0.0), "learning-rate is 0.0"),
-        (lambda: convention_of("grpo@trl", betta=1.0), "no setting 'betta': it has .*beta"),
+        (lambda: convention_of("grpo@trl", betta=1.0), "no setting 'betta', the nearest is 'beta'; it has adv"),
         (lambda: convention_of("grpo@trl", cispo_range="wide"), "cispo_range is 'wide': choose one of absolute"),
         (
             lambda: policy_gradient_loss(*batch(0)[0][:1], None, *batch(0)[0][2:], 4, num_iterations=2),

@@ -285,3 +285,17 @@ def test_beta_needs_a_reference():
     logps, old_logps, _, mask, rewards = (jnp.asarray(x) for x in example(3))
     with pytest.raises(UserError, match="without ref_logps"):
         policy_gradient_loss(logps, old_logps, None, mask, rewards, 4, beta=0.1)
+
+
+def test_rewards_that_are_all_missing_are_told_before_anything_is_computed():
+    *arrays, mask, rewards = (jnp.asarray(x) for x in example(3))
+    nothing = jnp.full_like(rewards, NAN)
+
+    def loss_of(logps, rewards):
+        return policy_gradient_loss(logps, *arrays[1:], mask, rewards, 4, "grpo@trl")[0]
+
+    with pytest.raises(UserError, match="every reward is NaN"):
+        jax.grad(loss_of)(arrays[0], nothing)
+    assert jnp.isfinite(loss_of(arrays[0], nothing.at[0].set(1.0)))
+    # In a compiled step no values are known: there they teach nothing.
+    assert not jax.jit(jax.grad(loss_of))(arrays[0], nothing).any()
