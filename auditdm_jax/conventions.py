@@ -60,6 +60,11 @@ class Convention:
     importance_sampling_clip_min: float | None = None
 
     @property
+    def smallest_group(self) -> int:
+        """Completions that an advantage compares, at least: REINFORCE++ takes its baseline from the whole batch."""
+        return 1 if self.advantage_estimator == "reinforce_plus_plus" else 2
+
+    @property
     def averages_empty(self) -> bool:
         """Whether the loss is a mean over all completions, with or without tokens."""
         return self.count_empty and self.loss_type in ("grpo", "rloo", "dr_grpo")
@@ -131,7 +136,8 @@ class GRPO:
     preset: str = DEFAULT_PRESET
     """Method and whose convention of it, as in grpo@trl; see `PRESETS`."""
     num_generations: int = 8
-    """G: questions sampled for each image; the advantage compares them with each other."""
+    """G: questions sampled for each image; the advantage compares them with each other, REINFORCE++'s with all (it may
+    be 1 there)."""
     num_iterations: int = 1
     """Updates made with each batch of questions."""
     max_resamples: int = 0
@@ -165,16 +171,15 @@ class GRPO:
     """Gradients are clipped to this global norm."""
 
     def __post_init__(self) -> None:
-        if self.num_generations < 2:
-            raise UserError(f"num-generations is {self.num_generations}: a group needs 2 questions or more to compare")
+        at_least_one(self, "num_generations", "num_iterations")
         if self.temperature <= 0:
             raise UserError(f"temperature is {self.temperature}: sampling needs more than 0")
-        at_least_one(self, "num_iterations")
         if self.learning_rate <= 0:
             raise UserError(f"learning-rate is {self.learning_rate}: it must be above 0")
         if self.max_resamples < 0:
             raise UserError(f"max-resamples is {self.max_resamples}: it must be 0 (no dynamic sampling) or more")
-        self.convention()
+        if self.num_generations < self.convention().smallest_group or self.num_generations <= (self.max_resamples > 0):
+            raise UserError("num-generations is 1: a group needs 2 questions or more to compare")
 
     def convention(self) -> Convention:
         """The preset with what was given in its place."""

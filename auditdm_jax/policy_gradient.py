@@ -76,12 +76,13 @@ def policy_gradient_loss(
     `clip_ratio/high`, `clip_ratio/region` (either); where ref_logps are given `kl`, the mean of k3 over all
     tokens, whatever the estimator in the loss, so that runs compare; where weighted `sampling/importance_weight`.
 
-    Raises UserError for a group of one, a batch that does not divide into groups, settings that do not fit, or rewards
-    that are all NaN (under `jit`, where no values are known, these give advantages of 0).
+    Raises UserError for a group of one where the group is the baseline, a batch that does not divide into groups,
+    settings that do not fit, or rewards that are all NaN (under `jit`, where no values are known, these give 0).
     """
     setting = convention_of(preset, **overrides)
-    if group_size < 2:
-        raise UserError(f"the group size is {group_size}: an advantage needs 2 completions or more to compare")
+    if group_size < setting.smallest_group:
+        least = setting.smallest_group
+        raise UserError(f"the group size is {group_size}: this advantage needs {least} completions or more to compare")
     if len(rewards) % group_size:
         raise UserError(f"{len(rewards)} completions do not divide into groups of {group_size}: change either")
     if not isinstance(rewards, jax.core.Tracer) and np.isnan(rewards).all():

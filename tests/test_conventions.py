@@ -125,6 +125,10 @@ def test_what_a_user_gives_wins_over_the_preset():
     [
         (lambda: GRPO(preset="grpo"), "no preset is called 'grpo', the nearest is 'grpo@trl'; there are dr_grpo@audit"),
         (lambda: convention_of("DAPO@TLR"), "the nearest is 'dapo@trl'"),
+        (lambda: GRPO(num_generations=1), "num-generations is 1: a group needs 2"),
+        (lambda: GRPO("reinforce++_baseline@verl", num_generations=1), "num-generations is 1"),
+        (lambda: GRPO("reinforce++@verl", num_generations=1, max_resamples=1), "num-generations is 1"),
+        (lambda: GRPO("reinforce++@verl", num_generations=0), "num-generations is 0"),
         (lambda: GRPO(max_resamples=-1), "max-resamples is -1"),
         (lambda: GRPO(num_iterations=0), "num-iterations is 0"),
         (lambda: GRPO(learning_rate=0.0), "learning-rate is 0.0"),
@@ -139,6 +143,14 @@ def test_what_a_user_gives_wins_over_the_preset():
 def test_bad_settings_are_named(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_reinforce_plus_plus_needs_no_groups():
+    """Its baseline is the mean of the whole batch."""
+    assert GRPO("reinforce++@verl", num_generations=1).num_generations == 1
+    arrays, _ = batch(1)
+    losses = [policy_gradient_loss(*arrays, size, "reinforce++@verl")[0] for size in (1, 4)]
+    assert losses[0] == losses[1] != 0
 
 
 def test_without_old_logps_the_ratio_is_one():
