@@ -31,7 +31,7 @@ class RenderSettings:
     size: int | tuple[int, int] | None = None
     """Height and width that the pipeline works at; None = an edit's own, a generation's as the pipeline was trained."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the weights; None = bfloat16 on a GPU, float32 on a CPU, where bfloat16 may take fifty times as long."""
+    """Of the weights; None = bfloat16 on a GPU, float32 on a CPU, where bfloat16 may take twenty times as long."""
     device: str | None = None
     """As torch names it; None = the GPU where torch sees one."""
     micro_batch_size: int | None = None
