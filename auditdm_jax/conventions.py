@@ -5,13 +5,11 @@ Libraries compute different things under one name, so a preset names both: "grpo
 own or, where it has none for the method, those of the method's paper.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from auditdm_jax.advantages import ScaleRewards
-from auditdm_jax.errors import UserError, at_least_one, one_line
+from auditdm_jax.errors import UserError, and_nearest, at_least_one
 from auditdm_jax.policy_terms import KLEstimator, LossType, RatioLevel, SamplingCorrection
 
 
@@ -115,18 +113,14 @@ PRESETS = {
 def convention_of(preset: str | Convention, **overrides: Any) -> Convention:
     """A preset, or a convention, some of its settings replaced. Raises UserError for a name or choice unheard of."""
     if isinstance(preset, str) and preset not in PRESETS:
-        raise UserError(f"no preset is called {_and_nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
+        raise UserError(f"no preset is called {and_nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
     hints = get_type_hints(Convention)
     for name, value in overrides.items():
         if name not in hints:
-            raise UserError(f"a policy gradient has no setting {_and_nearest(name, hints)}; it has {', '.join(hints)}")
+            raise UserError(f"a policy gradient has no setting {and_nearest(name, hints)}; it has {', '.join(hints)}")
         if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
             raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(hints[name]))}")
     return replace(PRESETS[preset] if isinstance(preset, str) else preset, **overrides)
-
-
-def _and_nearest(name: str, known: Iterable[str]) -> str:
-    return f"{one_line(name, 60)!r}, the nearest is {get_close_matches(name.lower(), known, 1, 0.0)[0]!r}"
 
 
 @dataclass(frozen=True)
@@ -178,7 +172,8 @@ class GRPO:
             raise UserError(f"learning-rate is {self.learning_rate}: it must be above 0")
         if self.max_resamples < 0:
             raise UserError(f"max-resamples is {self.max_resamples}: it must be 0 (no dynamic sampling) or more")
-        if self.num_generations < self.convention().smallest_group or self.num_generations <= (self.max_resamples > 0):
+        # Dynamic sampling looks for groups whose rewards differ.
+        if self.num_generations < max(self.convention().smallest_group, 2 if self.max_resamples else 1):
             raise UserError("num-generations is 1: a group needs 2 questions or more to compare")
 
     def convention(self) -> Convention:

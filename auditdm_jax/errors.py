@@ -2,7 +2,8 @@
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -21,6 +22,11 @@ def one_line(text: object, limit: int | None = None) -> str:
     folded = " ".join(str(text).split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in folded)
     return shown if limit is None or len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def and_nearest(name: str, known: Iterable[str]) -> str:
+    """`'grop', the nearest is 'grpo@trl'`: for an error that tells of a name unheard of. known: in lower case."""
+    return f"{one_line(name, 60)!r}, the nearest is {get_close_matches(name.lower(), known, 1, 0.0)[0]!r}"
 
 
 def at_least_one(settings: object, *names: str) -> None:

@@ -238,8 +238,7 @@ def test_neither_what_is_off_the_mask_nor_the_order_in_a_group_matters(seed, set
 def test_the_penalty_for_length_is_of_the_whole_completion():
     """4 and 2 tokens of at most 4, cache 2: penalties 1 and 0, though the loss leaves out a token of the first."""
     mask = jnp.array([[0, 1, 1, 1], [1, 1, 0, 0]])
-    zero = jnp.zeros((2, 4))
-    arrays = (zero, None, None, mask, jnp.zeros(2), 2, "dr_grpo@trl")
+    arrays = (jnp.zeros((2, 4)), None, None, mask, jnp.zeros(2), 2, "dr_grpo@trl")
     _, whole = policy_gradient_loss(*arrays, lengths=jnp.array([4, 2]), soft_punish_cache=2)
     _, masked = policy_gradient_loss(*arrays, soft_punish_cache=2)
     assert (whole["advantage_abs"], masked["advantage_abs"]) == (0.5, 0.25)

@@ -4,11 +4,10 @@ A gap is a skill ("clock"), a skill in a condition of the oracle ("counting/abov
 asked that names a color or a shape, in the question or in the answer ("concept/red").
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 
-from auditdm_jax.errors import UserError, one_line
+from auditdm_jax.errors import UserError, and_nearest
 from auditdm_jax.scenes.language import ATTRIBUTES, SKILLS, UNCLEAR, Ref
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.questions import Question
@@ -45,8 +44,7 @@ def checked(names: Sequence[str]) -> tuple[str, ...]:
     of another."""
     for name in names:
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, 1, 0.0)[0]
-            raise UserError(f"no gap is called {one_line(name, 60)!r}, the nearest is {near!r}; --list prints all")
+            raise UserError(f"no gap is called {and_nearest(name, NAMES)}; --list prints all")
         if (whole := name.split("/")[0]) != name and whole in names:
             raise UserError(f"the gap {name!r} is a part of {whole!r}; leave one of them out")
     return tuple(dict.fromkeys(names))
