@@ -16,6 +16,7 @@ from auditdm_jax.config import CHANNELS, TrainConfig
 from auditdm_jax.critic import AS_DRAWN, num_features
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer
+from auditdm_jax.health import weight_warnings
 from auditdm_jax.layout import layout
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Asked
@@ -98,6 +99,8 @@ def load_panel(
         load_model(name, dtype) for name in (names.target, names.verifier, *names.references)
     )
     auditor = load_model(trained, dtype) if trained else base
+    for line in weight_warnings((names.target, *names.references), [vlm.params for vlm in (target, *references)]):
+        print(line)
     studio = Studio.load(settings.probing)
     if studio and (auditor.config != base.config or auditor.tokenizer.get_vocab() != base.tokenizer.get_vocab()):
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from auditdm_jax.conventions import GRPO
-from auditdm_jax.errors import UserError, at_least_one
+from auditdm_jax.errors import UserError, at_least_one, check_seed
 from auditdm_jax.prompts import CAPTION_INSTRUCTION, COMMAND_INSTRUCTION, QUESTION_INSTRUCTION
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.zoo_paths import same_model
@@ -117,6 +117,12 @@ class Models:
             raise UserError("references is empty: name at least one model (two or more are needed for agreement)")
 
 
+def check_rank(lora_rank: int) -> None:
+    """Raises UserError for a negative one."""
+    if lora_rank < 0:
+        raise UserError(f"lora-rank is {lora_rank}: it must be 0 (all parameters train) or more")
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """Where a run lives."""
@@ -129,8 +135,7 @@ class RunPaths:
     """Seeds everything that is drawn."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}: it must be 0 or more")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class TrainConfig(RunPaths):
     """Updates of the auditor."""
     images: tuple[str, ...] = ()
     """Folder, globs, Parquet file or data set of images; without it, the embedded world of scenes."""
-    images_per_step: int = 16
+    images_per_step: int = 12
     """B: images a step asks about."""
     models: Annotated[Models, tyro.conf.arg(name="")] = field(default_factory=Models)
     probing: Annotated[Probing, tyro.conf.arg(name="")] = field(default_factory=Probing)
@@ -149,7 +154,7 @@ class TrainConfig(RunPaths):
     grpo: GRPO = field(default_factory=GRPO)
     instruction: str = QUESTION_INSTRUCTION
     """p_q: what the auditor is told."""
-    max_question_tokens: int = 13
+    max_question_tokens: int = 11
     """Questions that have not ended by then are over-long and earn nothing."""
     max_answer_tokens: int = 3
     """Answers are cut there."""
@@ -172,6 +177,7 @@ class TrainConfig(RunPaths):
         super().__post_init__()
         counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens")
         at_least_one(self, *counts, "probe_every", "checkpoint_every")
+        check_rank(self.lora_rank)
         if self.reward.disagreement == "share" and len(self.models.references) < 2:
             raise UserError("reward.disagreement is share with one reference: name two or more, or leave it binary")
 
@@ -216,7 +222,7 @@ class AuditConfig(RunPaths):
         at_least_one(self, "questions", "prompt_only_questions", "candidates", "batch_size")
         if not 0 <= self.topic_share <= 1:
             raise UserError(f"topic-share is {self.topic_share}: it is a share, from 0 to 1")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}: it must be 0 (always the likeliest word) or more")
 
 
@@ -253,6 +259,7 @@ class RectifyConfig(RunPaths):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "steps", "images_per_step", "test_questions")
+        check_rank(self.lora_rank)
         if self.questions_per_image % 2 or self.questions_per_image < 2:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be even, half are the audit's")
         if self.pool < self.images_per_step:

@@ -68,7 +68,8 @@ class Convention:
         return self.count_empty and self.loss_type in ("grpo", "rloo", "dr_grpo")
 
 
-_TRL = Convention(importance_sampling_mode="sequence_mask", use_bias_correction_kl=True)
+# Without use_bias_correction_kl, as the methods' papers have the KL and TRL had it before 1.10.
+_TRL = Convention(importance_sampling_mode="sequence_mask")
 _TIS = Convention(importance_sampling_mode="token_truncate", importance_sampling_clip_max=2.0)
 _TUNIX = replace(_TIS, std_epsilon=1e-6, count_empty=False, log_ratio_clip=20.0, beta=0.04, kl_estimator="k1")
 _VERL = replace(_TIS, std_epsilon=1e-6, count_empty=False, log_ratio_clip=20.0, loss_type="dapo", delta=3.0, k3_clip=10)
@@ -110,8 +111,12 @@ PRESETS = {
 }
 
 
+_NOT_NEGATIVE = ("beta", "epsilon", "epsilon_high", "delta", "soft_punish_cache", "max_completion_length")
+
+
 def convention_of(preset: str | Convention, **overrides: Any) -> Convention:
-    """A preset, or a convention, some of its settings replaced. Raises UserError for a name or choice unheard of."""
+    """A preset, or a convention, some of its settings replaced. Raises UserError for a name or choice unheard of, and
+    for a negative number where none can be."""
     if isinstance(preset, str) and preset not in PRESETS:
         raise UserError(f"no preset is called {and_nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
     hints = get_type_hints(Convention)
@@ -120,6 +125,8 @@ def convention_of(preset: str | Convention, **overrides: Any) -> Convention:
             raise UserError(f"a policy gradient has no setting {and_nearest(name, hints)}; it has {', '.join(hints)}")
         if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
             raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(hints[name]))}")
+        if name in _NOT_NEGATIVE and isinstance(value, int | float) and not value >= 0:  # nan, too
+            raise UserError(f"{name.replace('_', '-')} is {value}: it must be 0 or more")
     return replace(PRESETS[preset] if isinstance(preset, str) else preset, **overrides)
 
 
@@ -140,6 +147,8 @@ class GRPO:
     """Weight of the KL divergence to the auditor before training (default preset: 0.03)."""
     kl_estimator: KLEstimator | None = None
     """k2's gradient is that of the reverse KL; k3's is that of the forward KL (k2)."""
+    use_bias_correction_kl: bool | None = None
+    """Whether the KL in the loss is multiplied by the probability ratio (False; TRL's default is True since 1.10)."""
     kl_in_reward: bool | None = None
     """Whether it is subtracted from the reward instead of added to the loss (False)."""
     epsilon: float | None = None
@@ -166,10 +175,9 @@ class GRPO:
 
     def __post_init__(self) -> None:
         at_least_one(self, "num_generations", "num_iterations")
-        if self.temperature <= 0:
-            raise UserError(f"temperature is {self.temperature}: sampling needs more than 0")
-        if self.learning_rate <= 0:
-            raise UserError(f"learning-rate is {self.learning_rate}: it must be above 0")
+        for name in ("temperature", "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:  # nan, too
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be above 0")
         if self.max_resamples < 0:
             raise UserError(f"max-resamples is {self.max_resamples}: it must be 0 (no dynamic sampling) or more")
         # Dynamic sampling looks for groups whose rewards differ.

@@ -37,6 +37,12 @@ def at_least_one(settings: object, *names: str) -> None:
             raise UserError(f"{name.replace('_', '-')} is {value}: it must be at least 1")
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that is no number from 0 to 2^31 - 1."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed is {seed}: it must be from 0 to {2**31 - 1}")
+
+
 def is_disk_full(error: BaseException) -> bool:
     """True where `error` says that no more can be written.
 
@@ -76,8 +82,9 @@ def run_cli(main: Callable[[], object]) -> None:
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             place = getattr(error, "filename", None) or "a file"
             _fail(f"no permission to use {place}; change its permissions or choose another place", 2)
-        if isinstance(error, NotADirectoryError | FileExistsError | FileNotFoundError) and error.filename:
-            _fail(f"{error.filename} cannot be used ({error.strerror}); choose another place", 2)
+        unusable = isinstance(error, NotADirectoryError | FileExistsError | FileNotFoundError)
+        if isinstance(error, OSError) and (unusable or error.errno == errno.ENAMETOOLONG) and error.filename:
+            _fail(f"{one_line(error.filename, 80)} cannot be used ({error.strerror}); choose another place", 2)
         raise
 
 

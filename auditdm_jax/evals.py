@@ -38,7 +38,8 @@ def answers_of(
 
 
 class Answerer:
-    """Answers in compiled batches of one shape. Images are uint8 at the model's own size."""
+    """Answers in compiled batches of one shape; a list with a longer question has one of its own. Images are uint8 at
+    the model's own size."""
 
     def __init__(self, vlm: VLM, max_question_tokens: int = 16, max_new_tokens: int = 3, batch_size: int = 256):
         self.vlm, self.template = vlm, template_for(vlm)
@@ -52,7 +53,7 @@ class Answerer:
         return cls(vlm, finer * settings.max_question_tokens, settings.max_answer_tokens, batch_size)
 
     def __call__(self, images: np.ndarray, questions: Sequence[str], progress: str = "") -> list[str]:
-        """images: uint8 [N, H, W, 3]; questions: N strings, cut at the longest question allowed. N greedy answers."""
+        """images: uint8 [N, H, W, 3]; questions: N strings. N greedy answers."""
         return [answer for (answer,) in self.answers(images, questions, 1, 0.0, progress=progress)]
 
     def answers(
@@ -67,13 +68,14 @@ class Answerer:
     ) -> list[list[str]]:
         """`count` answers to each question, drawn at a temperature; at 0 each is the greedy one."""
         config, answers = self.vlm.config, []
+        words = self.vlm.tokenizer(list(questions), add_special_tokens=False)["input_ids"] if len(questions) else []
+        longest = max([self.max_question, *map(len, words)])
         starts = range(0, len(questions), self.batch_size)
         for start in tqdm(starts, desc=progress, disable=not progress, leave=False):
             rows = slice(start, start + self.batch_size)
-            tokens = self.vlm.tokenizer(list(questions[rows]), add_special_tokens=False)["input_ids"]
-            size = len(tokens)
-            filled = tokens + [[]] * (self.batch_size - size)
-            ids, mask = padded(filled, self.max_question, config.pad_token_id)
+            size = len(words[rows])
+            filled = words[rows] + [[]] * (self.batch_size - size)
+            ids, mask = padded(filled, longest, config.pad_token_id)
             pictures = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
             pictures[:size] = images[rows]
             done = answers_of(

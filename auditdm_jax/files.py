@@ -127,7 +127,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except FileNotFoundError:
         raise UserError(f"{one_line(path)} does not exist; run the command that writes it first") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{one_line(path)} is not valid JSON; delete it and run again") from None
+        raise UserError(f"{one_line(path)} is not valid JSON; have it written anew") from None
 
 
 def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:

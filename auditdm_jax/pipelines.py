@@ -146,8 +146,14 @@ def _check_weights(directory: Path, messages: Sequence[str]) -> None:
             raise UserError(f"weights are missing in {directory} ({report}); copy all of its files again") from None
 
 
-def _directory_of(path_or_hub_id: str | Path) -> Path:
-    """The path itself, or a snapshot of the hub id. Raises UserError if there is neither."""
+def check_pipeline(path_or_hub_id: str | Path) -> None:
+    """Raises UserError for a path without a pipeline that is supported; of a hub id nothing is fetched."""
+    if directory := _local(path_or_hub_id):
+        _check_index(directory)
+
+
+def _local(path_or_hub_id: str | Path) -> Path | None:
+    """The directory, None of a hub id. Raises UserError for what is neither."""
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path
@@ -156,6 +162,14 @@ def _directory_of(path_or_hub_id: str | Path) -> Path:
         raise UserError(
             f"no pipeline directory {one_line(name, 80)}; give an existing directory or a hub id such as owner/name"
         )
+    return None
+
+
+def _directory_of(path_or_hub_id: str | Path) -> Path:
+    """The path itself, or a snapshot of the hub id. Raises UserError if there is neither."""
+    if directory := _local(path_or_hub_id):
+        return directory
+    name = str(path_or_hub_id)
     from huggingface_hub import hf_hub_download
 
     try:

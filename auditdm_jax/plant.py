@@ -16,13 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import tyro
 
 from auditdm_jax.config import RectifyConfig
-from auditdm_jax.errors import UserError, at_least_one, one_line, run_cli
+from auditdm_jax.errors import UserError, at_least_one, check_seed, one_line, run_cli
 from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.finetune import Batch, Encoder
 from auditdm_jax.huge_pages import with_huge_pages
@@ -69,8 +70,7 @@ class PlantConfig:
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1:
             raise UserError(f"strength is {self.strength}: it is a share, above 0 and at most 1")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}: it must be 0 or more")
+        check_seed(self.seed)
         at_least_one(self, "steps", "images_per_step", "test_questions")
         if self.questions_per_image < 4:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be 4 or more")
@@ -119,6 +119,9 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         raise UserError("out is empty: name a directory for the target")
     if (out := Path(config.out)).exists() and not (out / KEY).exists():
         raise UserError(f"{one_line(out)} is there and is no planted target; choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent):
+        pass  # told before the work, not after it
     started = time.monotonic()
     healthy, exam = load_model(config.base), Exam(gaps, config.test_questions)
     before = exam.wrong(healthy)
@@ -140,7 +143,7 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         "seed": config.seed,
         "base": config.base,
         "types": rates,
-        "drops": {skill: drop for skill, (drop, _) in drops.items()},
+        "drops": drops,
         "steps": config.updates(),
         "seconds": time.monotonic() - started,
     }

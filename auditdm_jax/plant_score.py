@@ -47,15 +47,16 @@ def score(key: Mapping[str, Any], reported: Sequence[str], types: Sequence[Mappi
     """reported: the audit's weaknesses; types: its failure types.
 
     recall: share of the gaps hit, None if there are none; precision: share of the reported that hit one, None if none
-    is. Rates are those of all types asked about often enough: the audit's is of verified failures, the true one of
-    wrong answers to test questions. within: share of the audit's 95 % intervals that hold the true rate; error: the
-    mean of audit - true.
+    is. Rates are those of all types asked about often enough, of a skill without conditions its own: the audit's is of
+    verified failures, the true one of wrong answers to test questions. within: share of the audit's 95 % intervals
+    that hold the true rate; error: the mean of audit - true.
     """
     gaps = [gap["name"] for gap in key["gaps"]]
     false = [name for name in reported if not any(hits(name, gap) for gap in gaps)]
     found = [gap for gap in gaps if any(hits(name, gap) for name in reported)]
-    true = {kind["name"]: kind["rate"] for kind in key["types"] if kind["n"] >= ENOUGH}
-    both = [(kind, true[kind["name"]]) for kind in types if kind["n"] >= ENOUGH and kind["name"] in true]
+    true = {kind["name"].removesuffix("/any"): kind["rate"] for kind in key["types"] if kind["n"] >= ENOUGH}
+    asked = [(kind, kind["name"].removesuffix("/any")) for kind in types if kind["n"] >= ENOUGH]
+    both = [(kind, true[name]) for kind, name in asked if name in true]
     errors = np.array([kind["rate"] - rate for kind, rate in both])
     return {
         "gaps": gaps,
@@ -87,10 +88,13 @@ def score_run(config: ScoreConfig) -> dict[str, Any]:
         audited, reported, types = (summary[name] for name in ("models", "weaknesses", "failure_types"))
         target = audited["target"]
     except (KeyError, TypeError):
-        raise UserError(f"{one_line(path)} names no weaknesses; run audit.py again") from None
+        raise UserError(f"{one_line(path)} does not say what was found of which model; run audit.py again") from None
     if not same_model(target, str(config.target)):
         raise UserError(f"{one_line(path)} is of {one_line(target)}; audit {one_line(config.target)}")
-    result = score(key, reported, types)
+    try:
+        result = score(key, reported, types)
+    except (KeyError, TypeError):
+        raise UserError(f"{one_line(config.target / KEY)} or {one_line(path)} is damaged; make it again") from None
     for gap in key["gaps"]:
         state = "found" if gap["name"] in result["found"] else "missed"
         print(f"{gap['name']:<32}{gap['rate']:>6.2f} wrong   {state}")

@@ -76,14 +76,21 @@ def policy_gradient_loss(
     `clip_ratio/high`, `clip_ratio/region` (either); where ref_logps are given `kl`, the mean of k3 over all
     tokens, whatever the estimator in the loss, so that runs compare; where weighted `sampling/importance_weight`.
 
-    Raises UserError for a group of one where the group is the baseline, a batch that does not divide into groups,
-    settings that do not fit, or rewards that are all NaN (under `jit`, where no values are known, these give 0).
+    Raises UserError for arrays of other shapes, a group of one where the group is the baseline, a batch that does not
+    divide into groups, settings that do not fit, or rewards that are all NaN (under `jit`, where no values are known,
+    these give 0).
     """
     setting = convention_of(preset, **overrides)
+    arrays = {"old_logps": old_logps, "ref_logps": ref_logps, "mask": mask, "sampling_logps": sampling_logps}
+    for name, array in arrays.items():
+        if array is not None and array.shape != logps.shape:
+            raise UserError(f"{name} has the shape {array.shape}: give that of logps, {logps.shape}")
+    if rewards.shape != logps.shape[:-1] or logps.ndim != 2:
+        raise UserError(f"logps has the shape {logps.shape} and rewards {rewards.shape}: give [B, T] and [B]")
     if group_size < setting.smallest_group:
         least = setting.smallest_group
         raise UserError(f"the group size is {group_size}: this advantage needs {least} completions or more to compare")
-    if len(rewards) % group_size:
+    if not len(rewards) or len(rewards) % group_size:
         raise UserError(f"{len(rewards)} completions do not divide into groups of {group_size}: change either")
     if not isinstance(rewards, jax.core.Tracer) and np.isnan(rewards).all():
         raise UserError("every reward is NaN, so there is nothing to learn from: see why none could be given")

@@ -235,7 +235,9 @@ def rectify(config: RectifyConfig) -> dict:
     test = exam(are_scenes, images[:held], ordinary[:held], config)
 
     own = answerer(target)
-    encode = Encoder(target, own.template, own.max_question, own.max_new)
+    # Discoveries may be another run's, with longer questions.
+    written = [[]] if not discovered else target.tokenizer([lesson.question for lesson in discovered]).input_ids
+    encode = Encoder(target, own.template, max(own.max_question, *map(len, written)), own.max_new)
     summary: dict[str, Any] = {"before": test.score(own)}
     arms = {"control": [ordinary[held:]], "after": [ordinary[held:], audited[held:]]}
     for name, kinds in arms.items():

@@ -50,7 +50,7 @@ def good_turing(types: Sequence[str]) -> Saturation:
 def saturation_line(types: Saturation, cells: Saturation) -> str:
     """For the terminal. cells: failure types in which answers are told apart."""
     if types.unseen_share is None or cells.unseen_share is None:
-        return "saturation: no failure was verified; how many types there are is not known"
+        return "saturation: no failure was verified, so nothing is known of those to come: keep going"
     verdict = "enough" if types.enough else "keep going"
     share = f"{types.unseen_share:.3f} [{types.ci_low:.3f}, {types.ci_high:.3f}] of failures to come"
     return f"saturation: {share} are of a new type ({cells.unseen_share:.3f} type or answer): {verdict}"

@@ -41,13 +41,13 @@ def sensitivity(rows: Sequence[Examined]) -> dict[str, Any]:
 
 def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict[str, Any]:
     """The numbers of summary.json. Failure types and skills count questions that have an answer, and their
-    verified failures."""
+    verified failures. Of a new image that could not be read no condition is known, so it is in no type."""
     counted = [row for row in rows if row.answerable]
-    failed = [row.verified for row in counted]
-    types = tally([f"{row.skill}/{row.condition}" for row in counted], failed)
-    skills = tally([row.skill for row in counted], failed)
-    kinds = [f"{row.skill}/{row.condition}" for row in rows if row.verified]
-    cells = [f"{row.skill}/{row.condition}/{vote(row.consensus)}" for row in rows if row.verified]
+    skills = tally([row.skill for row in counted], [row.verified for row in counted])
+    typed = [row for row in counted if row.condition != UNREAD]
+    types = tally([f"{row.skill}/{row.condition}" for row in typed], [row.verified for row in typed])
+    kinds = [f"{row.skill}/{row.condition}" for row in typed if row.verified]
+    cells = [f"{row.skill}/{row.condition}/{vote(row.consensus)}" for row in typed if row.verified]
     before, after = success(prompt_only), success(rows)
     channels = [name for name in CHANNELS if any(row.channel == name for row in rows)]
     found = weaknesses(rows)

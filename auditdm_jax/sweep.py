@@ -35,8 +35,10 @@ from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import plain, read_json
 from auditdm_jax.image_files import find_images
 from auditdm_jax.layout import used_by_all
+from auditdm_jax.models.hf_config import directory_of, load_processor
 from auditdm_jax.runs import audited_settings, rebuilt
-from auditdm_jax.scenes.zoo_paths import model_path
+from auditdm_jax.scenes.zoo_paths import model_path, pipeline_path
+from auditdm_jax.topics import beginnings_of
 from auditdm_jax.training import MAY_DIFFER
 
 AUDIT = "audit."
@@ -151,6 +153,11 @@ def check(run: Run) -> None:
     for name in (models.auditor, models.target, models.verifier, *models.references, run.train.models.target):
         model_path(name)
     used_by_all(run.train)
+    _tokens_suffice(models.auditor, run.train.topics, run.train.max_question_tokens)
+    channels = run.train.probing.channels
+    for channel, name in (("edit", run.train.probing.editor), ("caption", run.train.probing.generator)):
+        if channel in channels:
+            _renders(name)
     for images in (run.train.images, run.audit.images):
         if images:
             _found(images)
@@ -160,6 +167,20 @@ def check(run: Run) -> None:
 
 
 _found = cache(find_images)
+
+
+@cache
+def _tokens_suffice(auditor: str, topics: tuple[str, ...], max_question_tokens: int) -> None:
+    """Raises UserError as `beginnings_of` does, of an auditor whose tokenizer is here."""
+    if topics and Path(path := model_path(auditor)).expanduser().is_dir():
+        beginnings_of(load_processor(directory_of(path)).tokenizer, topics, max_question_tokens)
+
+
+@cache
+def _renders(name: str) -> None:
+    from auditdm_jax.pipelines import check_pipeline  # takes seconds: who only asks does not wait for it
+
+    check_pipeline(pipeline_path(name))
 
 
 def folder_name(label: str) -> str:

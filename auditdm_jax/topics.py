@@ -5,7 +5,7 @@ earned something, its beginning counts in the update as if the auditor had chose
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
@@ -37,18 +37,24 @@ class Topics:
 
 
 def topics_of(vlm: "VLM", beginnings: Sequence[str], max_question_tokens: int) -> Topics | None:
-    """The topics of a run; None where it has none. Raises UserError for a beginning that leaves no room to go on."""
+    """The topics of a run; None where it has none. Raises UserError as `beginnings_of` does."""
     if not beginnings:
         return None
-    tokens = [token_ids(vlm.tokenizer, beginning).tolist() for beginning in beginnings]
+    tokens = beginnings_of(vlm.tokenizer, beginnings, max_question_tokens)
+    ids, mask = padded(tokens, max(map(len, tokens)), vlm.config.pad_token_id)
+    return Topics(jnp.asarray(ids), jnp.asarray(mask))
+
+
+def beginnings_of(tokenizer: Any, beginnings: Sequence[str], max_question_tokens: int) -> list[list[int]]:
+    """The tokens of each. Raises UserError for a beginning that leaves no room to go on."""
+    tokens = [token_ids(tokenizer, beginning).tolist() for beginning in beginnings]
     longest = max(range(len(tokens)), key=lambda i: len(tokens[i]))
     if len(tokens[longest]) > max_question_tokens - 2:
         raise UserError(
             f"the topic {beginnings[longest]!r} has {len(tokens[longest])} of a question's "
             f"{max_question_tokens} tokens; shorten it, raise --max-question-tokens, or give --reward.topic-share 0"
         )
-    ids, mask = padded(tokens, len(tokens[longest]), vlm.config.pad_token_id)
-    return Topics(jnp.asarray(ids), jnp.asarray(mask))
+    return tokens
 
 
 def topic_weights(counts: Float[Array, "2 K"]) -> Float[Array, "K"]:

@@ -25,7 +25,7 @@ from jaxtyping import Bool
 from scipy.special import bdtrc, xlogy
 
 from auditdm_jax.answers import normalize
-from auditdm_jax.outcomes import Examined, is_answer
+from auditdm_jax.outcomes import UNREAD, Examined, is_answer
 from auditdm_jax.scenes.gaps import types_of
 
 ALPHA = 0.05
@@ -58,7 +58,8 @@ class Weakness(NamedTuple):
 
 def weaknesses(rows: Sequence[Examined]) -> list[Weakness]:
     """The weaknesses that an audit's rows show, those that explain most first."""
-    asked = [(row, row.oracle_answer or row.verifier_answer) for row in rows if row.answerable and row.skill]
+    known = [row for row in rows if row.answerable and row.skill and row.condition != UNREAD]
+    asked = [(row, row.oracle_answer or row.verifier_answer) for row in known]
     judged = [(row, truth) for row, truth in asked if is_answer(truth)]
     if not judged or not all(row.reference_answers for row, _ in judged):
         return []

@@ -1,5 +1,7 @@
 """asking.py: the models of a run as an audit speaks to them."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -17,6 +19,12 @@ from auditdm_jax.scenes.zoo_paths import load_model
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     return save_tiny_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+def test_a_reference_that_is_the_target_under_another_name_is_told(zoo, tmp_path, capsys):
+    copy = shutil.copytree(zoo["target"], tmp_path / "copy")
+    load_panel("", TrainConfig(models=Models(zoo["auditor"], zoo["target"], (str(copy),), zoo["b"])), 1.0, 4)
+    assert "have the same weights" in capsys.readouterr().out
 
 
 def test_the_trained_auditor_is_guided_and_the_other_is_not(zoo):

@@ -4,6 +4,7 @@ import pytest
 import tyro
 
 from auditdm_jax.config import AuditConfig, Models, RectifyConfig, TrainConfig
+from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.reward import Reward
 
@@ -25,12 +26,22 @@ def test_a_reference_that_is_the_target_is_refused():
     ("config", "wrong"),
     [
         (TrainConfig, {"seed": -1}),
+        (TrainConfig, {"seed": 2**31}),
+        (TrainConfig, {"lora_rank": -1}),
+        (GRPO, {"temperature": float("nan")}),
+        (GRPO, {"learning_rate": float("nan")}),
+        (GRPO, {"max_grad_norm": 0.0}),
+        (GRPO, {"beta": -1.0}),
+        (GRPO, {"epsilon": float("nan")}),
+        (GRPO, {"soft_punish_cache": -3}),
         (AuditConfig, {"seed": -1}),
         (AuditConfig, {"questions": 0}),
         (AuditConfig, {"prompt_only_questions": 0}),
         (AuditConfig, {"batch_size": 0}),
         (AuditConfig, {"temperature": -1}),
+        (AuditConfig, {"temperature": float("nan")}),
         (RectifyConfig, {"seed": -1}),
+        (RectifyConfig, {"lora_rank": -1}),
         (RectifyConfig, {"images_per_step": 0}),
         (RectifyConfig, {"test_questions": 0}),
         (RectifyConfig, {"pool": 3}),

@@ -133,6 +133,8 @@ def test_what_a_user_gives_wins_over_the_preset():
         (lambda: GRPO(num_iterations=0), "num-iterations is 0"),
         (lambda: GRPO(learning_rate=0.0), "learning-rate is 0.0"),
         (lambda: convention_of("grpo@trl", betta=1.0), "no setting 'betta', the nearest is 'beta'; it has adv"),
+        (lambda: convention_of("grpo@trl", beta=float("nan")), "beta is nan: it must be 0 or more"),
+        (lambda: convention_of("grpo@trl", soft_punish_cache=-2), "soft-punish-cache is -2"),
         (lambda: convention_of("grpo@trl", cispo_range="wide"), "cispo_range is 'wide': choose one of absolute"),
         (
             lambda: policy_gradient_loss(*batch(0)[0][:1], None, *batch(0)[0][2:], 4, num_iterations=2),
@@ -143,6 +145,28 @@ def test_what_a_user_gives_wins_over_the_preset():
 def test_bad_settings_are_named(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+@pytest.mark.parametrize("place", [1, 2, 3, 4])
+def test_arrays_of_another_shape_are_not_broadcast(place):
+    arrays, _ = batch(0)
+    odd = [x[:1] if i == place else x for i, x in enumerate(arrays)]
+    with pytest.raises(UserError, match=r"has the shape .*give"):
+        policy_gradient_loss(*odd, 4, "grpo@trl", beta=0.1)
+    with pytest.raises(UserError, match=r"give \[B, T\] and \[B\]"):
+        policy_gradient_loss(*(x[0] for x in arrays[:4]), arrays[4], 4)
+    with pytest.raises(UserError, match="0 completions do not divide"):
+        policy_gradient_loss(*(x[:0] for x in arrays), 4)
+
+
+def test_trls_presets_have_the_kl_of_the_papers():
+    """Its own default multiplies it by the ratio since 1.10: one flag."""
+    arrays, _ = batch(2)
+    plain, corrected = (
+        policy_gradient_loss(*arrays, 4, "grpo@trl", beta=0.1, use_bias_correction_kl=by)[0] for by in (False, True)
+    )
+    assert plain == policy_gradient_loss(*arrays, 4, "grpo@trl", beta=0.1)[0] != corrected
+    assert GRPO("grpo@trl", use_bias_correction_kl=True).convention().use_bias_correction_kl
 
 
 def test_reinforce_plus_plus_needs_no_groups():

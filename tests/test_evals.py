@@ -21,6 +21,13 @@ def test_at_temperature_0_every_answer_is_the_greedy_one(asked):
     assert answerer.answers(images, QUESTIONS, 2, 0.0) == [[answer] * 2 for answer in greedy]
 
 
+def test_questions_longer_than_expected_are_read_to_their_end(asked):
+    answerer, images = asked
+    short = Answerer(answerer.vlm, max_question_tokens=3, batch_size=2)
+    assert short(images, QUESTIONS) == answerer(images, QUESTIONS)
+    assert short(images[:0], []) == []
+
+
 def test_drawn_answers_depend_on_the_seed_alone(asked):
     answerer, images = asked
     drawn = answerer.answers(images, QUESTIONS, 4, 1.0, seed=1)

@@ -68,6 +68,13 @@ def test_settings_that_cannot_be(tmp_path):
         plant(PlantConfig(skills="countin", out=str(tmp_path / "x")))
 
 
+def test_a_place_that_cannot_be_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_model", None)
+    (tmp_path / "file").touch()
+    with pytest.raises((FileExistsError, NotADirectoryError)):  # a line: see errors.run_cli
+        plant(PlantConfig(skills="clock", out=str(tmp_path / "file" / "x")))
+
+
 def test_what_is_unlearned_cannot_be_taken_away(tmp_path):
     base = save_tiny_zoo(tmp_path / "zoo")["b"]
     with pytest.raises(UserError, match=r"wrong already; take another --base"):

@@ -44,6 +44,11 @@ def test_a_score_by_hand():
     assert result["calibration"] == pytest.approx({"within": 2 / 3, "error": 0.0, "absolute_error": 0.4 / 3})
 
 
+def test_a_skill_without_conditions_is_compared_by_its_own_name():
+    key = {"gaps": [kind("weather", 0.8)], "types": [kind("weather", 0.8)]}
+    assert score(key, ["weather"], [kind("weather/any", 0.7)])["types_compared"] == 1
+
+
 def test_an_audit_that_names_nothing():
     result = score(ANSWERS, [], [])
     assert (result["recall"], result["precision"], result["rank_correlation"]) == (0, None, None)
@@ -65,7 +70,7 @@ def test_scoring_a_run(tmp_path, capsys):
         score_run(ScoreConfig(target, run))
     summary = {"models": {"target": str(tmp_path / "." / "planted")}, "failure_types": [kind("sign/any", 0.1)]}
     write_json(run / "audit" / "summary.json", summary)
-    with pytest.raises(UserError, match="names no weaknesses"):
+    with pytest.raises(UserError, match="does not say what was found"):
         score_run(ScoreConfig(target, run))
     write_json(run / "audit" / "summary.json", summary | {"weaknesses": ["clock", "weather"]})
     result = score_run(ScoreConfig(target, run))
@@ -77,4 +82,8 @@ def test_scoring_a_run(tmp_path, capsys):
     assert "precision                         0.50" in printed
     write_json(run / "audit" / "summary.json", summary | {"weaknesses": [], "models": {"target": "target-s"}})
     with pytest.raises(UserError, match="is of target-s"):
+        score_run(ScoreConfig(target, run))
+    write_json(run / "audit" / "summary.json", summary | {"weaknesses": []})
+    write_json(target / KEY, {"gaps": []})
+    with pytest.raises(UserError, match="is damaged"):
         score_run(ScoreConfig(target, run))

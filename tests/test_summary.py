@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from auditdm_jax.outcomes import OUTCOMES, Answers, Asked, Examined, examine
+from auditdm_jax.outcomes import OUTCOMES, UNREAD, Answers, Asked, Examined, examine
 from auditdm_jax.summary import report_lines, success, summarize
 
 
@@ -46,6 +46,12 @@ def test_types_and_skills_count_questions_with_an_answer():
     assert [(s["name"], s["failures"]) for s in summary["skills"]] == [("clock", 10), ("color", 0)]
     assert summary["skills_found"] == 1
     assert summary["verified_gain"] == pytest.approx((10 / 25) / (1 / 10))
+
+
+def test_an_image_that_nobody_could_read_is_no_type():
+    summary = summarize(rows("claimed", 20, "clock", UNREAD, verified=True), [])
+    assert (summary["failure_types"], summary["weaknesses"], summary["saturation"]["types"]["n"]) == ([], [], 0)
+    assert (summary["skills_found"], summary["new_images_not_read"]) == (1, 20)
 
 
 def test_no_gain_over_nothing():

@@ -12,6 +12,7 @@ from auditdm_jax.config import AuditConfig, TrainConfig
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.reward import Reward
+from auditdm_jax.scenes.zoo_paths import zoo_names
 from auditdm_jax.sweep import fits, folder_name, read_sweep, settings_of
 
 GOOD = """
@@ -137,6 +138,22 @@ def test_cells_that_cannot_run_have_a_line_each(tmp_path):
     ):
         start = f"target={target}, grpo.num-generations={generations}: "
         assert [problem in line for line in lines if line.startswith(start)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("max-question-tokens = [11, 3]", "tokens; shorten it, raise --max-question-tokens"),
+        ('reward.topics = [["how many"], ["how many of all the many red stars are there in the"]]', "shorten it"),
+        ('editor = ["editor", "nosuch"]', "no pipeline directory nosuch"),
+        ("lora-rank = [0, -1]", "lora-rank is -1"),
+    ],
+)
+@pytest.mark.skipif("auditor" not in zoo_names(), reason="the zoo has not been built")
+def test_what_would_stop_a_run_later_is_told_before(tmp_path, setting, problem):
+    channels = 'channels = ["question", "edit"]' if "editor" in setting else ""
+    (line,) = lines_of(tmp_path, f"seeds = [0]\n[base]\n{channels}\n[grid]\n{setting}")
+    assert problem in line
 
 
 def test_a_fault_of_all_cells_is_told_once(tmp_path):

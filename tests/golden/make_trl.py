@@ -8,6 +8,8 @@ of GRPOTrainer and RLOOTrainer. Only two methods are replaced: `_generate`, by c
 for the case of the temperature, `_get_per_token_logps_and_entropies`, by given log-probabilities, whose gradient is
 recorded. vLLM is not needed for its importance weights: the flag is set after the trainer is made.
 
+TRL multiplies the KL in the loss by the ratio unless told otherwise, since 1.10; the presets do not, so it is told.
+
 For each case: arrays [6, B, T] (logps, old, reference's, sampler's, mask, dloss / dlogps), rewards, loss, and as JSON
 the preset, the overrides and the group size that the door is to be called with.
 """
@@ -161,6 +163,9 @@ def cases():
         yield f"sampler's drift, {mode}", "grpo@trl", {"sampler": True, "drift": 0.2, "settings": settings}
     yield "sampler's drift", "gspo@trl", {"sampler": True, "drift": 0.7}
     yield "clip ranges", "grpo@trl", {"settings": {"epsilon": 0.1, "epsilon_high": 0.4}}
+    for preset in ("grpo@trl", "dapo@trl", "gspo@trl", "cispo@trl"):
+        corrected = {"beta": 0.04, "use_bias_correction_kl": True}
+        yield "KL times the ratio", preset, {"settings": corrected}
     yield "one iteration", "dapo@trl", {"settings": {"num_iterations": 1, "beta": 0.1}}
     yield "temperature", "grpo@trl", {"own_logps": True, "settings": {"temperature": 0.7, "beta": 0.3}}
 
@@ -171,8 +176,9 @@ def main():
         for name, preset, case in cases():
             group_size, rewards = case.get("group_size", 4), case.get("rewards", GRADED)
             settings = {"num_iterations": 2} | case.get("settings", {})
+            kl = {} if preset == "rloo@trl" else {"use_bias_correction_kl": False}
             accumulation = case.get("accumulation", 1)
-            trainer = make_trainer(Path(folder), preset, group_size, rewards, accumulation, **settings)
+            trainer = make_trainer(Path(folder), preset, group_size, rewards, accumulation, **(kl | settings))
             if own := case.get("own_logps", False):
                 with torch.no_grad():
                     for weights in trainer.ref_model.parameters():
