@@ -1,8 +1,7 @@
 """[host] Which of several candidates an audit asks: one that the critic finds about as likely as any to show a failure.
 
 Of every image some candidates are drawn as the auditor likes, and one begins with each topic. Each topic takes the
-images where it costs least, until the critic expects its share of failures of it, and more of them where it costs
-nearly nothing.
+images where it costs least, until the critic expects its share of failures of it, and more where it costs little.
 """
 
 from dataclasses import dataclass
@@ -17,18 +16,20 @@ from auditdm_jax.critic import chances, head_of
 from auditdm_jax.sampling import Begun, Completions
 from auditdm_jax.topics import Topics
 
-NEARLY = 0.97
+NEARLY = 0.985
 """Of the candidates without a topic the first is asked that is this likely to show a failure, beside the likeliest: the
 very likeliest are much of a kind."""
 SURER = 1.5
 """What is asked without a topic has the log-odds of the middle one of its candidates, times this (1.40 and 1.43 fit
 best, of two auditors' 2,000 questions each). The likeliest of several is less likely than it seems: of 60 questions
 that one critic gave least, 0.71, 0.23 failed; of the 60 whose middle one it gave least, 0.26, 0.08 did."""
-WORTH = 0.45
+WORTH = 0.5
 """A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be asked:
 what shows seldom is found too, and little spent on it."""
-CHEAP = 0.9
-"""And here it costs nothing: of topics, of which the critic has seen few questions, it expects too little rather."""
+CHEAP = 0.83
+"""And here it costs little: of topics, of which the critic has seen few questions, it expects too little rather."""
+VARIETY = 0.35
+"""A topic that is cheap is asked this often at least, as a share of what it would have were all kinds asked alike."""
 
 
 class Guide(NamedTuple):
@@ -87,12 +88,12 @@ def share_out(
 
     Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
     beside the best of the image's others, `beside` (without a topic) or another topic's, and nowhere if that is below
-    `WORTH`. Where it is `CHEAP`, half as many at least as if topics and questions without one were asked alike. The
-    topic that is worth least chooses first.
+    `WORTH`. Where it is `CHEAP`, `VARIETY` times as many at least as if topics and questions without one were asked
+    alike. The topic that is worth least chooses first.
     """
     second, first = np.sort(np.column_stack([beside, chance]), axis=1)[:, -2:].T
     worth = chance / np.where(chance == first[:, None], second[:, None], first[:, None])
-    alike = len(chance) / (chance.shape[1] + 1)
+    enough = VARIETY * len(chance) / (chance.shape[1] + 1)
     chosen = np.full(len(chance), -1)
     for topic in np.argsort(worth.max(0, initial=0.0), kind="stable"):
         open_ = np.flatnonzero((chosen < 0) & (worth[:, topic] >= WORTH))
@@ -100,6 +101,6 @@ def share_out(
         before = np.cumsum(chance[open_, topic]) - chance[open_, topic]
         # Whole images until the quota is reached; the one that crosses it with the chance that makes up for the rest.
         takes = rng.random() * chance[open_, topic] < quota - before
-        takes |= (worth[open_, topic] >= CHEAP) & (np.arange(len(open_)) < alike / 2)
+        takes |= (worth[open_, topic] >= CHEAP) & (np.arange(len(open_)) < enough)
         chosen[open_[takes]] = topic
     return chosen

@@ -142,7 +142,7 @@ class RunPaths:
 class TrainConfig(RunPaths):
     """Train an auditor to ask what the target gets wrong while the references agree."""
 
-    steps: int = 900
+    steps: int = 1050
     """Updates of the auditor."""
     images: tuple[str, ...] = ()
     """Folder, globs, Parquet file or data set of images; without it, the embedded world of scenes."""

@@ -11,7 +11,7 @@ run; the references are three healthy models, none of which the target was made 
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -183,10 +183,12 @@ def evolution(world: World) -> Ask:
 def trained(world: World) -> Ask:
     """An auditor trained on this target, with as many questions as the others search with; guided as in an audit."""
     config = world.config
-    steps = max(1, config.search_queries // (16 * 8))
+    images, tokens = 16, 13  # of a step and of a question: what README shows was measured so
     models = Models(target=str(world.folder / "target"), references=config.references)
     reward = Reward(confidence=config.confidence)
-    run = TrainConfig("trained", str(world.folder), world.seed, steps, models=models, reward=reward, resume=True)
+    steps = max(1, config.search_queries // (images * 8))
+    run = TrainConfig("trained", str(world.folder), world.seed, steps, (), images, models, reward=reward, resume=True)
+    run = replace(run, max_question_tokens=tokens)
     if not (world.folder / "trained" / "auditor" / "config.json").exists():
         train(run)
     auditor = load_model(str(world.folder / "trained" / "auditor"))
