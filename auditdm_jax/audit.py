@@ -233,7 +233,7 @@ def print_report(summary: dict[str, Any], counts: dict[str, int], folder: Path) 
     print("auditor {}, target {}, references {}".format(*map(one_line, names)))
     if summary["candidates"] > 1 or summary["topics"]:
         print(
-            f"the trained auditor asks one of the likeliest of {summary['candidates']} questions an image, and of "
+            f"the trained auditor asks the likeliest to fail of {summary['candidates']} questions an image, and of "
             f"{len(summary['topics'])} topics where they are worth it; the prompt-only auditor the first it draws"
         )
     for line in (*report_lines(summary), "", *health_lines(summary["reference_health"])):

@@ -1,4 +1,4 @@
-"""[host] Which of several candidates an audit asks: one that the critic finds about as likely as any to show a failure.
+"""[host] Which of several candidates an audit asks: the one that the critic finds likeliest to show a failure.
 
 Of every image some candidates are drawn as the auditor likes, and one begins with each topic. Each topic takes the
 images where it costs least, until the critic expects its share of failures of it, and more where it costs little.
@@ -16,9 +16,6 @@ from auditdm_jax.critic import chances, head_of
 from auditdm_jax.sampling import Begun, Completions
 from auditdm_jax.topics import Topics
 
-NEARLY = 0.985
-"""Of the candidates without a topic the first is asked that is this likely to show a failure, beside the likeliest: the
-very likeliest are much of a kind."""
 SURER = 1.5
 """What is asked without a topic has the log-odds of the middle one of its candidates, times this (1.40 and 1.43 fit
 best, of two auditors' 2,000 questions each). The likeliest of several is less likely than it seems: of 60 questions
@@ -70,7 +67,7 @@ class Choice:
         heads = head_of(jnp.asarray(channels), topic, len(self.guide.critic) - topics)
         found = np.asarray(chances(jnp.asarray(self.guide.critic), written.ends, heads))
         free, topical = np.split(found, [count], axis=1)
-        chosen = (free >= NEARLY * free.max(1, keepdims=True)).argmax(1)
+        chosen = free.argmax(1)
         free = np.clip(free, 1e-6, 1 - 1e-6)
         beside = 1 / (1 + np.exp(-SURER * np.median(np.log(free / (1 - free)), axis=1)))
         if topical.shape[1]:

@@ -208,8 +208,8 @@ class AuditConfig(RunPaths):
     temperature: float = 0.6
     """Of both auditors, when they ask: lower finds more failures, of fewer kinds. Training has one of its own."""
     candidates: int = 8
-    """Questions that the run's auditor draws of an image: the first is asked that its critic finds about as likely to
-    show a failure as any. 1: as drawn. The auditor before training has no critic."""
+    """Questions that the run's auditor draws of an image: the one is asked that its critic finds likeliest to show a
+    failure. 1: as drawn. The auditor before training has no critic."""
     topic_share: float = 0.11
     """Failures that questions with a topic are expected to bring, each topic as many, as a share of the images that are
     asked about as they are (of a run that has topics, see reward.topic-share). A topic is asked where the critic finds

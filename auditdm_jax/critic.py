@@ -2,7 +2,7 @@
 
 A logistic regression for each channel, and one for each topic that a question began with, fitted while the auditor
 trains, on what it wrote of the images and whether a failure was claimed. In an audit several candidates of an image are
-drawn, and one of the likeliest, as the critic finds, is asked: that costs no question to target or references.
+drawn, and the likeliest, as the critic finds, is asked: that costs no question to target or references.
 """
 
 from pathlib import Path

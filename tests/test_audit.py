@@ -141,7 +141,7 @@ def test_main_writes_and_prints_what_was_found(finished_run, capsys):
 
     printed = capsys.readouterr().out
     assert (summary["candidates"], tuple(summary["topics"])) == (8, BEGINNINGS)
-    assert "asks one of the likeliest of 8 questions an image, and of 11 topics where they are worth it" in printed
+    assert "asks the likeliest to fail of 8 questions an image, and of 11 topics where they are worth it" in printed
     assert "prompt-only      10   0.500 [0.237, 0.763]" in printed
     assert "trained          40   0.750 [0.598, 0.858]" in printed
     assert "1 skills with 10 or more verified failures" in printed
