@@ -23,7 +23,7 @@ from auditdm_jax.asking import Ask, Asking, Panel, make_ask
 from auditdm_jax.audit import audit, guide_of
 from auditdm_jax.checkpoint import check_config
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
-from auditdm_jax.errors import UserError, run_cli
+from auditdm_jax.errors import UserError, at_least_one, run_cli
 from auditdm_jax.evals import Answerer, wilson
 from auditdm_jax.files import append_jsonl, plain, read_json, write_json
 from auditdm_jax.huge_pages import with_huge_pages
@@ -40,6 +40,8 @@ from auditdm_jax.summary import summarize
 from auditdm_jax.training import train
 
 BATCH = 256
+IMAGES, TOKENS = 16, 13
+"""Images of a training step and tokens of a question: what README shows was measured so."""
 PLANTINGS = (
     "clock", "sign,emotion", "counting", "material,distraction", "counting/above four", "color/small object",
     "hallucination/absent", "localization/large object,action", "concept/red", "concept/star",
@@ -82,6 +84,9 @@ class Config:
         if unknown := set(self.methods) - {*SEARCHES, "prompt-only", "random"}:
             known = ", ".join(("prompt-only", "random", *SEARCHES))
             raise UserError(f"methods has {', '.join(sorted(unknown))}: there are {known}")
+        for planting in self.plantings:
+            PlantConfig(planting, self.strength).gaps()
+        at_least_one(self, "seeds", "queries", "search_queries", "best_of", "population")
 
 
 @dataclass(frozen=True)
@@ -183,12 +188,11 @@ def evolution(world: World) -> Ask:
 def trained(world: World) -> Ask:
     """An auditor trained on this target, with as many questions as the others search with; guided as in an audit."""
     config = world.config
-    images, tokens = 16, 13  # of a step and of a question: what README shows was measured so
     models = Models(target=str(world.folder / "target"), references=config.references)
     reward = Reward(confidence=config.confidence)
-    steps = max(1, config.search_queries // (images * 8))
-    run = TrainConfig("trained", str(world.folder), world.seed, steps, (), images, models, reward=reward, resume=True)
-    run = replace(run, max_question_tokens=tokens)
+    steps = max(1, config.search_queries // (IMAGES * 8))
+    run = TrainConfig("trained", str(world.folder), world.seed, steps, (), IMAGES, models, reward=reward, resume=True)
+    run = replace(run, max_question_tokens=TOKENS)
     if not (world.folder / "trained" / "auditor" / "config.json").exists():
         train(run)
     auditor = load_model(str(world.folder / "trained" / "auditor"))
@@ -260,7 +264,7 @@ def main() -> None:
     write_json(settings_file, config)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(row["planting"], row["seed"], row["method"]) for row in rows}
-    auditor, settings = load_model("auditor"), TrainConfig()
+    auditor, settings = load_model("auditor"), TrainConfig(max_question_tokens=TOKENS)
     references = tuple(Answerer(load_model(name), batch_size=BATCH) for name in config.references)
     ask_at = lambda temperature: make_ask(auditor, auditor, settings, temperature, None)  # noqa: E731
     for planting in config.plantings:
