@@ -132,7 +132,7 @@ def plant(config: PlantConfig) -> dict[str, Any]:
     training = RectifyConfig(steps=config.updates(), learning_rate=config.learning_rate, seed=config.seed)
     planted = finetuned(healthy, batches(encode, gaps, config), training, "planting")
     after = exam.wrong(planted)
-    drops = losses(exam, before, after)
+    lost = losses(exam, before, after)
     rates = [
         {"name": name, "n": len(rows), "healthy_rate": before[rows].mean(), "rate": after[rows].mean()}
         for name, rows in exam.types().items()
@@ -143,11 +143,11 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         "seed": config.seed,
         "base": config.base,
         "types": rates,
-        "drops": drops,
+        "drops": {skill: count / n for skill, (count, n) in lost.items()},
         "steps": config.updates(),
         "seconds": time.monotonic() - started,
     }
-    check(key["gaps"], drops, config.strength)
+    check(key["gaps"], lost, config.strength)
     with atomic_folder(out) as folder:
         planted.save(folder)
         write_json(folder / KEY, key)

@@ -19,7 +19,9 @@ from auditdm_jax.scenes.world import Scene
 TOLERANCE = 0.1
 """How far the share of wrong answers in a gap may be from the strength, but not further than half of it."""
 MAX_DROP = 0.03
-"""What any skill may lose outside of the gaps."""
+"""What any skill may lose outside of the gaps, as a share of its questions..."""
+CHANCE = 3
+"""...and the most questions that it may, however few it has."""
 GAP_QUESTIONS = 200
 """Test questions in each gap."""
 _TRIES = 12
@@ -88,17 +90,17 @@ class Exam:
         return found
 
 
-def losses(exam: Exam, before: Bool[np.ndarray, "N"], after: Bool[np.ndarray, "N"]) -> dict[str, float]:
-    """For each skill, outside of the gaps: the share of questions lost."""
+def losses(exam: Exam, before: Bool[np.ndarray, "N"], after: Bool[np.ndarray, "N"]) -> dict[str, tuple[int, int]]:
+    """For each skill, outside of the gaps: questions lost, less those won, and of how many."""
     found = {}
     for skill in sorted({asked.question.skill for asked in exam.asked}):
         rows = np.array([asked.question.skill == skill and not asked.gap for asked in exam.asked])
         if rows.any():
-            found[skill] = float(after[rows].mean() - before[rows].mean())
+            found[skill] = int(after[rows].sum()) - int(before[rows].sum()), int(rows.sum())
     return found
 
 
-def check(gaps: Sequence[dict[str, Any]], drops: Mapping[str, float], strength: float) -> None:
+def check(gaps: Sequence[dict[str, Any]], lost: Mapping[str, tuple[int, int]], strength: float) -> None:
     """Raises UserError for a planting that did not take, or that damaged what lies beside it."""
     hint = "raise --steps or take another --seed"
     for gap in gaps:
@@ -107,6 +109,8 @@ def check(gaps: Sequence[dict[str, Any]], drops: Mapping[str, float], strength: 
                 f"the planting did not take: the target gets {gap['rate']:.2f} of {gap['name']!r} wrong, not "
                 f"{strength}; {hint}"
             )
-    for skill, drop in drops.items():
-        if drop > MAX_DROP:
-            raise UserError(f"the planting damaged {skill!r}: {drop:.1%} of it are lost outside of the gaps; {hint}")
+    for skill, (count, n) in lost.items():
+        if count > max(MAX_DROP * n, CHANCE):
+            raise UserError(
+                f"the planting damaged {skill!r}: {count / n:.1%} of it are lost outside of the gaps; {hint}"
+            )

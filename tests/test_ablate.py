@@ -11,6 +11,7 @@ from tiny_zoo import save_tiny_zoo
 from auditdm_jax import ablate as module
 from auditdm_jax import training
 from auditdm_jax.ablate import AblateConfig, ablate
+from auditdm_jax.config import TrainConfig
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import append_jsonl, write_json
 from auditdm_jax.runs import training_settings
@@ -130,7 +131,7 @@ def test_the_list_runs_nothing(fake, capsys):
     assert fake.done == []
     printed = capsys.readouterr().out
     assert "reward.diversity=60: seed 0 to do, seed 1 to do, seed 2 to do" in printed
-    assert "2 cells, 6 runs, up to 5,400 steps to train" in printed
+    assert f"2 cells, 6 runs, up to {6 * TrainConfig().steps:,} steps to train" in printed
 
 
 def test_a_mistake_costs_nothing(fake, tmp_path):

@@ -54,16 +54,18 @@ def test_losses_are_counted_outside_of_the_gaps():
     few.asked = [Asked(question, scene, "concept/red" if i >= 8 else "") for i in range(12)]
     before = np.array([0] * 7 + [1] + [0] * 4, bool)
     after = np.array([1, 1, 1, 0, 0, 0, 0, 0] + [1] * 4, bool)
-    assert losses(few, before, after) == {"sign": 2 / 8}  # 3 lost and 1 won
+    assert losses(few, before, after) == {"sign": (2, 8)}  # 3 lost and 1 won
 
 
 def test_a_planting_that_failed_is_refused():
     good = [{"name": "clock", "rate": 0.75}]
-    check(good, {"sign": 0.02, "size_comparison": -0.07}, 0.8)
+    check(good, {"sign": (3, 150), "size_comparison": (-9, 150), "action": (3, 50)}, 0.8)
     with pytest.raises(UserError, match=r"did not take: the target gets 0.40 of 'clock' wrong, not 0.8"):
         check([{"name": "clock", "rate": 0.4}], {}, 0.8)
     with pytest.raises(UserError, match=r"damaged 'sign': 5.0% of it"):
-        check(good, {"sign": 0.05}, 0.8)
+        check(good, {"sign": (5, 100)}, 0.8)
+    with pytest.raises(UserError, match=r"damaged 'action': 8.0% of it"):
+        check(good, {"sign": (1, 50), "action": (4, 50)}, 0.8)
     check([{"name": "clock", "rate": 0.15}], {}, 0.1)
     with pytest.raises(UserError, match=r"did not take: the target gets 0.04 of 'clock' wrong, not 0.1"):
         check([{"name": "clock", "rate": 0.04}], {}, 0.1)
