@@ -225,7 +225,7 @@ def test_an_update_in_spans_is_the_update(parts, started, images):
     """Questions at their own length, or padded to a caption's: the same loss, and the same gradient."""
     _, players, cast, prober = parts
     settings, state = started
-    assert [tokens for _, tokens in settings.spans] == [13, 32]
+    assert [tokens for _, tokens in settings.spans] == [TrainConfig().max_question_tokens, 32]
     batch, _, _, _ = collect_probes(
         state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
         prober=prober,
