@@ -36,6 +36,7 @@ from auditdm_jax.finetune import Batch, Encoder, fit, init_state, make_optimizer
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import consensus_of
+from auditdm_jax.prompts import token_ids
 from auditdm_jax.rollout import ask_many
 from auditdm_jax.runs import audited_models, trained_auditor, training_settings
 from auditdm_jax.scenes.dataset import balanced_set, scenes_of
@@ -236,8 +237,8 @@ def rectify(config: RectifyConfig) -> dict:
 
     own = answerer(target)
     # Discoveries may be another run's, with longer questions.
-    written = [[]] if not discovered else target.tokenizer([lesson.question for lesson in discovered]).input_ids
-    encode = Encoder(target, own.template, max(own.max_question, *map(len, written)), own.max_new)
+    longest = max((len(token_ids(target.tokenizer, lesson.question)) for lesson in discovered), default=0)
+    encode = Encoder(target, own.template, max(own.max_question, longest), own.max_new)
     summary: dict[str, Any] = {"before": test.score(own)}
     arms = {"control": [ordinary[held:]], "after": [ordinary[held:], audited[held:]]}
     for name, kinds in arms.items():
