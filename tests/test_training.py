@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto import event_pb2
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import training
@@ -199,3 +201,17 @@ def test_a_run_begun_again_has_no_rows_of_the_one_before(tmp_path):
         with Log(tmp_path, 0, 2) as log:
             log.write(0, {"loss": 1.0})
     assert len(rows_of(tmp_path)) == 1
+
+
+def test_tensorboard_has_every_value_of_a_row(tmp_path):
+    with Log(tmp_path, 0, 2) as log:
+        log.write(1, {"loss": 0.5, "heldout/claimed": 0.25})
+        log.write(2, {"loss": 0.125})
+    data, found = next((tmp_path / "tensorboard").iterdir()).read_bytes(), {}
+    while data:  # records: length, its checksum, the event, its checksum
+        (length,) = struct.unpack("<Q", data[:8])
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+        data = data[16 + length :]
+    alarms = {(1, "alarms"): 0.0, (2, "alarms"): 0.0}
+    assert found == {(1, "loss"): 0.5, (1, "heldout/claimed"): 0.25, (2, "loss"): 0.125} | alarms
