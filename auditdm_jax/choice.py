@@ -20,12 +20,14 @@ SURER = 1.5
 """What is asked without a topic has the log-odds of the middle one of its candidates, times this (1.40 and 1.43 fit
 best, of two auditors' 2,000 questions each). The likeliest of several is less likely than it seems: of 60 questions
 that one critic gave least, 0.71, 0.23 failed; of the 60 whose middle one it gave least, 0.26, 0.08 did."""
-WORTH = 0.5
-"""A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be asked:
-what shows seldom is found too, and little spent on it."""
-CHEAP = 0.83
+WORTH = 0.3
+"""A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be asked."""
+COST = 0.03
+"""The cheapest topics are asked, as long as all together cost this share of success: what shows seldom is found too, and
+an auditor that fails seldom spends no more on it than one that often does."""
+CHEAP = 0.8
 """And here it costs little: of topics, of which the critic has seen few questions, it expects too little rather."""
-VARIETY = 0.35
+VARIETY = 0.45
 """A topic that is cheap is asked this often at least, as a share of what it would have were all kinds asked alike."""
 
 
@@ -85,19 +87,31 @@ def share_out(
 
     Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
     beside the best of the image's others, `beside` (without a topic) or another topic's, and nowhere if that is below
-    `WORTH`. Where it is `CHEAP`, `VARIETY` times as many at least as if topics and questions without one were asked
-    alike. The topic that is worth least chooses first.
+    `WORTH`; but of the topics for which that costs least alone, as many as together cost `COST` failures an image.
+    Where a topic is `CHEAP`, `VARIETY` times as many at least as if topics and questions without one were asked alike.
+    The topic that is worth least chooses first.
     """
     second, first = np.sort(np.column_stack([beside, chance]), axis=1)[:, -2:].T
-    worth = chance / np.where(chance == first[:, None], second[:, None], first[:, None])
-    enough = VARIETY * len(chance) / (chance.shape[1] + 1)
+    other = np.where(chance == first[:, None], second[:, None], first[:, None])
+    worth = chance / other
     chosen = np.full(len(chance), -1)
-    for topic in np.argsort(worth.max(0, initial=0.0), kind="stable"):
-        open_ = np.flatnonzero((chosen < 0) & (worth[:, topic] >= WORTH))
-        open_ = open_[np.argsort(-worth[open_, topic], kind="stable")]
-        before = np.cumsum(chance[open_, topic]) - chance[open_, topic]
+
+    def best(topic: int) -> tuple[Int[np.ndarray, "M"], Float[np.ndarray, "M"]]:
+        """The images that are left for it, and the failures expected of those before each."""
+        left = np.flatnonzero((chosen < 0) & (worth[:, topic] >= WORTH))
+        left = left[np.argsort(-worth[left, topic], kind="stable")]
+        return left, np.cumsum(chance[left, topic]) - chance[left, topic]
+
+    costs = []
+    for topic in range(chance.shape[1]):
+        left, before = best(topic)
+        costs.append(np.maximum(other - chance, 0)[left[before < quota], topic].sum())
+    affordable = np.argsort(costs, kind="stable")[np.cumsum(np.sort(costs)) <= COST * len(chance)]
+    enough = VARIETY * len(chance) / (chance.shape[1] + 1)
+    for topic in affordable[np.argsort(worth.max(0, initial=0.0)[affordable], kind="stable")]:
+        left, before = best(topic)
         # Whole images until the quota is reached; the one that crosses it with the chance that makes up for the rest.
-        takes = rng.random() * chance[open_, topic] < quota - before
-        takes |= (worth[open_, topic] >= CHEAP) & (np.arange(len(open_)) < enough)
-        chosen[open_[takes]] = topic
+        takes = rng.random() * chance[left, topic] < quota - before
+        takes |= (worth[left, topic] >= CHEAP) & (np.arange(len(left)) < enough)
+        chosen[left[takes]] = topic
     return chosen
