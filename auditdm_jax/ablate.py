@@ -7,6 +7,7 @@ of a run too. A run that fails is told of, and tried again the next time; the ot
 """
 
 import io
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -24,7 +25,7 @@ import jax
 import pyarrow as pa
 
 from auditdm_jax import audit
-from auditdm_jax.compare import MEASURES, measures_of, table
+from auditdm_jax.compare import MEASURES, measures_of, safe, table
 from auditdm_jax.curves import svg
 from auditdm_jax.errors import UserError, one_line, run_cli
 from auditdm_jax.files import atomic_file, plain, read_json, write_parquet
@@ -52,10 +53,14 @@ def stage(run: Run) -> str:
     """How far a run is: to do, begun, trained, finished."""
     if not (run.folder / "auditor" / "config.json").exists():
         return "begun" if any(run.folder.glob("checkpoints/*")) else "to do"
-    summary = run.folder / "audit" / "summary.json"
-    there = read_json(summary).get("settings") if summary.exists() else None
+    try:
+        summary = read_json(run.folder / "audit" / "summary.json")
+        measures_of(summary)
+        there = dict(summary["settings"])
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):
+        return "trained"  # there is no audit, or a damaged one
     # Runs may have been moved; an audit with other settings is made anew.
-    return "finished" if there == plain(run.audit) | {"out": (there or {}).get("out")} else "trained"
+    return "finished" if there == plain(run.audit) | {"out": there.get("out")} else "trained"
 
 
 def finish(run: Run) -> None:
@@ -78,16 +83,18 @@ def run_all(cells: Sequence[Cell], folder: Path, together: bool) -> None:
         if together and len(untrained) > 1:
             try:
                 train_jointly(untrained)
-            except UserError as error:  # of one seed, maybe: on its own each shows
-                print(f"{one_line(cell.label)}: {one_line(error)}; its seeds go on one after another")
+            except Exception as error:  # of one seed, maybe: on its own each shows
+                print(f"{one_line(cell.label)}: {one_line(error, 200)}; its seeds go on one after another")
         for run in todo:
             start = monotonic()
             print(f"{one_line(cell.label)}, seed {run.train.seed}")
             try:
                 finish(run)
-            except UserError as error:
-                failed[run.folder] = str(error)
-                print(f"  failed: {one_line(error)}")
+            except Exception as error:  # memory may be too small for one cell, and enough for the next
+                if not isinstance(error, UserError):
+                    traceback.print_exc()
+                failed[run.folder] = str(error) or type(error).__name__
+                print(f"  failed: {one_line(error, 200)}")
             else:
                 print(f"  done in {monotonic() - start:.0f} s")
         if todo:
@@ -112,9 +119,10 @@ def write_report(cells: Sequence[Cell], failed: dict[Path, str], folder: Path) -
             drawn.setdefault(row["cell"], []).append(Path(row["folder"]))
     missing = [f"- {row['cell']}, seed {row['seed']}: {row['stage']}" for row in rows if row["stage"] != "finished"]
     texts = {"curves.svg": svg(drawn), "frontier.svg": frontier_svg(results)}
-    texts["table.md"] = f"# {folder.name}\n\n{table(results)}\n\n![curves](curves.svg)\n\n![frontier](frontier.svg)\n"
+    pictures = "![curves](curves.svg)\n\n![frontier](frontier.svg)\n"
+    texts["table.md"] = f"# {safe(folder.name)}\n\n{table(results)}\n\n{pictures}"
     if missing:
-        texts["table.md"] += "\n".join(["\nNot in the table:", *map(one_line, missing), ""])
+        texts["table.md"] += "\n".join(["\nNot in the table:", *map(safe, missing), ""])
     for name, text in texts.items():
         with atomic_file(folder / name) as draft:
             draft.write_text(text, encoding="utf-8", errors="backslashreplace")

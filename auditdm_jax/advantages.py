@@ -9,6 +9,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from auditdm_jax.errors import check_choice
+
 ScaleRewards = Literal["group", "batch", "none"]
 
 
@@ -39,6 +41,7 @@ def group_advantages(
     of groups whose rewards hardly differ. Exactly 0 in groups without signal, where rounding could leave some.
     `group_advantages([[1, 0, 0, 1]])` is about `[[0.866, -0.866, -0.866, 0.866]]`.
     """
+    check_choice("scale_rewards", scale_rewards, ScaleRewards)
     mean, group_std = mean_std(rewards, axis=-1)
     advantages = rewards - mean
     if scale_rewards == "group":
@@ -81,7 +84,8 @@ def overlong_penalty(
 
     0 up to L - c;  ((L - c) - length) / c up to L;  -1 beyond.
     """
-    return jnp.clip((max_completion_length - soft_punish_cache - lengths) / soft_punish_cache, -1.0, 0.0)
+    over = max_completion_length - soft_punish_cache - lengths
+    return jnp.clip(over / max(soft_punish_cache, 1), -1.0, 0.0)  # without a c, -1 from L + 1 on
 
 
 def mean_std(rewards: Float[Array, "B G"], axis: int | None) -> tuple[Array, Array]:

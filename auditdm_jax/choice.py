@@ -21,10 +21,11 @@ SURER = 1.5
 best, of two auditors' 2,000 questions each). The likeliest of several is less likely than it seems: of 60 questions
 that one critic gave least, 0.71, 0.23 failed; of the 60 whose middle one it gave least, 0.26, 0.08 did."""
 WORTH = 0.3
-"""A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be asked."""
+"""A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be
+asked."""
 COST = 0.03
-"""The cheapest topics are asked, as long as all together cost this share of success: what shows seldom is found too, and
-an auditor that fails seldom spends no more on it than one that often does."""
+"""The cheapest topics are asked, as long as all together cost this share of success: what shows seldom is found, too,
+and no auditor spends more on it than another."""
 CHEAP = 0.8
 """And here it costs little: of topics, of which the critic has seen few questions, it expects too little rather."""
 VARIETY = 0.45

@@ -6,7 +6,9 @@ comparisons in the table are corrected together (Holm). Of fewer than 3 seeds no
 is the same in every seed, which small counts can be by chance and which leaves no noise to measure it with.
 """
 
+import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -89,10 +91,14 @@ def table(results: Mapping[str, Mapping[int, Result]]) -> str:
     """Markdown: the cells, their differences from the first, and what can be said of these."""
     head = f"| cell | seeds | {' | '.join(MEASURES)} |\n|---|---|{'---|' * len(MEASURES)}"
     rows = [
-        [label, ", ".join(map(str, cell)), *(_values([result[name] for result in cell.values()]) for name in MEASURES)]
+        [
+            safe(label),
+            ", ".join(map(str, cell)),
+            *(_values([result[name] for result in cell.values()]) for name in MEASURES),
+        ]
         for label, cell in results.items()
     ]
-    lines = [head, *(f"| {' | '.join(map(_safe, row))} |" for row in rows), ""]
+    lines = [head, *(f"| {' | '.join(row)} |" for row in rows), ""]
     lines += [
         f"claimed, verified: share of an audit's questions; skills, types: those with {ENOUGH} or more verified "
         f"failures. In brackets the 95 % t interval over seeds, in parentheses single values if fewer than {FEWEST}.",
@@ -100,11 +106,11 @@ def table(results: Mapping[str, Mapping[int, Result]]) -> str:
     ]
     if len(results) < 2:
         return "\n".join(lines)
-    found, first = differences(results), _safe(next(iter(results)))
+    found, first = differences(results), safe(next(iter(results)))
     lines += [f"Differences from {first}, seed by seed:", "", head.replace("seeds", "n")]
     for label in list(results)[1:]:
         row = [found[label, name] for name in MEASURES]
-        lines.append(f"| {_safe(label)} | {row[0].n} | {' | '.join(map(_difference, row))} |")
+        lines.append(f"| {safe(label)} | {row[0].n} | {' | '.join(map(_difference, row))} |")
     return "\n".join([*lines, "", *verdict(found)])
 
 
@@ -113,7 +119,7 @@ def verdict(found: Mapping[tuple[str, str], Difference]) -> list[str]:
     tested = {key: value for key, value in found.items() if not math.isnan(value.p)}
     if not tested:
         return [f"Nothing can be said of differences: that takes {FEWEST} seeds of both cells, and noise among them."]
-    sure = [f"{_safe(label)}: {name} {_difference(d)}" for (label, name), d in tested.items() if d.corrected < LEVEL]
+    sure = [f"{safe(label)}: {name} {_difference(d)}" for (label, name), d in tested.items() if d.corrected < LEVEL]
     alone = sum(d.p < LEVEL for d in tested.values()) - len(sure)
     return [
         f"Larger than seed noise (**; paired t tests, p < {LEVEL} after Holm's correction for the {len(tested)} "
@@ -137,6 +143,6 @@ def _difference(d: Difference) -> str:
     return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" + ("**" if d.corrected < LEVEL else "*" * (d.p < LEVEL))
 
 
-def _safe(text: str) -> str:
-    """Text of a spec inside a Markdown table."""
-    return one_line(text).replace("|", "\\|")
+def safe(text: str) -> str:
+    """Text of a spec inside Markdown, a table's too: neither it nor HTML is obeyed in it."""
+    return re.sub(r"([|*`\[\]\\])", r"\\\1", html.escape(one_line(text), quote=False))

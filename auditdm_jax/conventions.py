@@ -6,10 +6,14 @@ own or, where it has none for the method, those of the method's paper.
 """
 
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import jax
+import numpy as np
+
 from auditdm_jax.advantages import ScaleRewards
-from auditdm_jax.errors import UserError, and_nearest, at_least_one
+from auditdm_jax.errors import UserError, and_nearest, at_least_one, check_choice
 from auditdm_jax.policy_terms import KLEstimator, LossType, RatioLevel, SamplingCorrection
 
 
@@ -28,7 +32,7 @@ class Convention:
     loss_type: LossType = "grpo"
     count_empty: bool = True
     """Whether completions without tokens count in a mean over completions."""
-    num_items_in_batch: Any = None
+    num_items_in_batch: Any | None = None
     """Tokens of the whole batch, where this is a part of it."""
     max_completion_length: int | None = None
     """For dr_grpo and the penalty for length; None = T."""
@@ -57,6 +61,13 @@ class Convention:
     importance_sampling_clip_max: float | None = 3.0
     importance_sampling_clip_min: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _check(name, value)
+        low, high = self.importance_sampling_clip_min, self.importance_sampling_clip_max
+        if low is not None and high is not None and low > high:
+            raise UserError(f"importance-sampling-clip-min is {low}, above the clip-max of {high}: no weight is left")
+
     @property
     def smallest_group(self) -> int:
         """Completions that an advantage compares, at least: REINFORCE++ takes its baseline from the whole batch."""
@@ -66,6 +77,36 @@ class Convention:
     def averages_empty(self) -> bool:
         """Whether the loss is a mean over all completions, with or without tokens."""
         return self.count_empty and self.loss_type in ("grpo", "rloo", "dr_grpo")
+
+
+_HINTS = get_type_hints(Convention)
+_COUNTS = ("soft_punish_cache", "max_completion_length", "num_iterations")
+_ABOVE_ZERO = ("log_ratio_clip", "k3_clip", "importance_sampling_clip_max", "num_items_in_batch")
+_FINITE = ("beta", "std_epsilon")
+
+
+def _check(name: str, value: Any) -> None:
+    """Raises UserError for what a setting of `Convention` cannot be. What `jit` traces has no value to look at."""
+    hint = _HINTS[name]
+    if get_origin(hint) is Literal:
+        return check_choice(name, value, hint)
+    if isinstance(value, jax.core.Tracer) or (value is None and NoneType in get_args(hint)):
+        return None
+    if hint is bool:
+        if not isinstance(value, bool | np.bool_):
+            raise UserError(f"{name} is {value!r}: it must be True or False")
+        return None
+    label = f"{name.replace('_', '-')} is {value!r}"
+    if isinstance(value, str | bool) or np.ndim(value) or not np.isrealobj(value) or value is None:
+        raise UserError(f"{label}: it must be one number")
+    number = float(value)
+    if name in _COUNTS and not number.is_integer():
+        raise UserError(f"{label}: it must be a whole number")
+    least = 1 if name in ("max_completion_length", "num_iterations") else 0
+    if not number >= least:  # nan, too
+        raise UserError(f"{label}: it must be {least} or more")
+    if (name in _ABOVE_ZERO and not number) or (name in _FINITE and number == float("inf")):
+        raise UserError(f"{label}: it must be {'finite' if number else 'above 0'}")
 
 
 # Without use_bias_correction_kl, as the methods' papers have the KL and TRL had it before 1.10.
@@ -111,23 +152,15 @@ PRESETS = {
 }
 
 
-_NOT_NEGATIVE = ("beta", "epsilon", "epsilon_high", "delta", "soft_punish_cache", "max_completion_length")
-
-
 def convention_of(preset: str | Convention, **overrides: Any) -> Convention:
-    """A preset, or a convention, some of its settings replaced. Raises UserError for a name or choice unheard of, and
-    for a negative number where none can be."""
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise UserError(f"no preset is called {and_nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
-    hints = get_type_hints(Convention)
-    for name, value in overrides.items():
-        if name not in hints:
-            raise UserError(f"a policy gradient has no setting {and_nearest(name, hints)}; it has {', '.join(hints)}")
-        if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
-            raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(hints[name]))}")
-        if name in _NOT_NEGATIVE and isinstance(value, int | float) and not value >= 0:  # nan, too
-            raise UserError(f"{name.replace('_', '-')} is {value}: it must be 0 or more")
-    return replace(PRESETS[preset] if isinstance(preset, str) else preset, **overrides)
+    """A preset, or a convention, some of its settings replaced. Raises UserError for a name unheard of, and for what a
+    setting cannot be."""
+    if not isinstance(preset, Convention) and preset not in PRESETS:
+        raise UserError(f"no preset is called {and_nearest(str(preset), PRESETS)}; there are {', '.join(PRESETS)}")
+    for name in overrides:
+        if name not in _HINTS:
+            raise UserError(f"a policy gradient has no setting {and_nearest(name, _HINTS)}; it has {', '.join(_HINTS)}")
+    return replace(preset if isinstance(preset, Convention) else PRESETS[preset], **overrides)
 
 
 @dataclass(frozen=True)

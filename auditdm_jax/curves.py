@@ -3,7 +3,6 @@
 Written by hand: a picture of a few lines needs no library to draw it, and a browser shows it at any size.
 """
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from auditdm_jax.compare import FEWEST, t_interval
 from auditdm_jax.errors import one_line
+from auditdm_jax.files import read_jsonl
 
 LINES = {"heldout/claimed": ("claimed", "#d55e00"), "heldout/oracle/verified": ("verified", "#0072b2")}
 """Metrics that are drawn, as shares of held-out questions; their names and colors."""
@@ -28,8 +28,8 @@ Curve = dict[int, list[float]]
 def read_curve(runs: Sequence[Path], metric: str) -> Curve:
     """A metric at the steps that all of the runs have."""
     rows = [
-        {row["step"]: row[metric] for row in map(json.loads, path.read_text().splitlines()) if metric in row}
-        for path in (run / "metrics.jsonl" for run in runs)
+        {row["step"]: row[metric] for row in read_jsonl(run / "metrics.jsonl") if metric in row and "step" in row}
+        for run in runs
     ]
     steps = set.intersection(*map(set, rows)) if rows else set()
     return {step: [row[step] for row in rows] for step in sorted(steps)}

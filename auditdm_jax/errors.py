@@ -4,6 +4,7 @@ import errno
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import get_args
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,6 +28,12 @@ def one_line(text: object, limit: int | None = None) -> str:
 def and_nearest(name: str, known: Iterable[str]) -> str:
     """`'grop', the nearest is 'grpo@trl'`: for an error that tells of a name unheard of. known: in lower case."""
     return f"{one_line(name, 60)!r}, the nearest is {get_close_matches(name.lower(), known, 1, 0.0)[0]!r}"
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Raises UserError for a value that is none of a `Literal`'s."""
+    if not isinstance(value, str) or value not in get_args(choices):
+        raise UserError(f"{name} is {value!r}: choose one of {', '.join(get_args(choices))}")
 
 
 def at_least_one(settings: object, *names: str) -> None:

@@ -130,6 +130,17 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{one_line(path)} is not valid JSON; have it written anew") from None
 
 
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a file, [] if there is none; what is no object, as the half line of a killed run, is left out."""
+    rows = []
+    for line in Path(path).read_bytes().splitlines() if Path(path).exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
+
+
 def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
     """Appends one line of JSON. A half line that a killed run left at the end is cut off first.
 

@@ -1,6 +1,5 @@
 """[host] What a training run shows and writes: progress bar, metrics.jsonl, TensorBoard."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from auditdm_jax.alarms import ALARMS, Watch, watch_row
 from auditdm_jax.errors import UserError
-from auditdm_jax.files import append_jsonl, rewind_jsonl
+from auditdm_jax.files import append_jsonl, read_jsonl, rewind_jsonl
 
 CLAIMED, VERIFIED, GAP = "heldout/claimed", "heldout/oracle/verified", "heldout/oracle/gap"
 # On the progress bar, averaged: short name and metric. Groups without signal stand beside what theory expects.
@@ -34,9 +33,8 @@ class Log:
             shutil.rmtree(run / "tensorboard", ignore_errors=True)
         rewind_jsonl(self.path, first)
         self.watches = (Watch(),) * len(ALARMS)
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                self.watches, _ = watch_row(self.watches, json.loads(line))
+        for row in read_jsonl(self.path):
+            self.watches, _ = watch_row(self.watches, row)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first)
         self.bar = tqdm(total=steps, initial=first, desc="compiling", unit="step", smoothing=0.05)
         self.pending: tuple[int, dict[str, Any]] | None = None

@@ -27,7 +27,7 @@ from auditdm_jax.errors import UserError, at_least_one, check_seed, one_line, ru
 from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.finetune import Batch, Encoder
 from auditdm_jax.huge_pages import with_huge_pages
-from auditdm_jax.plant_exam import Exam, check, losses, near
+from auditdm_jax.plant_exam import Exam, check, check_taught, losses, near
 from auditdm_jax.plant_score import KEY, ScoreConfig, score_run
 from auditdm_jax.prompts import template_for
 from auditdm_jax.rectify import finetuned
@@ -54,6 +54,8 @@ class PlantConfig:
     """Seeds the lessons, and which wrong answers are learned."""
     out: str = ""
     """Directory for the target."""
+    overwrite: bool = False
+    """Replace the planted target that is there."""
     list: bool = False
     """Print the names of all gaps, one a line, and do nothing else."""
     base: str = "reference-b"
@@ -71,6 +73,8 @@ class PlantConfig:
         if not 0 < self.strength <= 1:
             raise UserError(f"strength is {self.strength}: it is a share, above 0 and at most 1")
         check_seed(self.seed)
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"learning-rate is {self.learning_rate}: it must be above 0")
         at_least_one(self, "steps", "images_per_step", "test_questions")
         if self.questions_per_image < 4:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be 4 or more")
@@ -119,11 +123,14 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         raise UserError("out is empty: name a directory for the target")
     if (out := Path(config.out)).exists() and not (out / KEY).exists():
         raise UserError(f"{one_line(out)} is there and is no planted target; choose another --out")
+    if out.exists() and not config.overwrite:
+        raise UserError(f"{one_line(out)} holds a planted target; give --overwrite, or choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent):
         pass  # told before the work, not after it
     started = time.monotonic()
     healthy, exam = load_model(config.base), Exam(gaps, config.test_questions)
+    check_taught(exam, gaps, config.strength, config.seed)
     before = exam.wrong(healthy)
     for gap in gaps:
         if (rate := before[exam.of_gap(gap)].mean()) > config.strength / 2:

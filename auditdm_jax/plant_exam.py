@@ -11,13 +11,15 @@ from auditdm_jax.errors import UserError
 from auditdm_jax.evals import Answerer
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.scenes.dataset import balanced_set, scenes_of
-from auditdm_jax.scenes.gaps import gap_of, types_of
+from auditdm_jax.scenes.gaps import gap_of, types_of, wrong_answer
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.questions import Asker, Question
 from auditdm_jax.scenes.world import Scene
 
 TOLERANCE = 0.1
 """How far the share of wrong answers in a gap may be from the strength, but not further than half of it."""
+STUDENT = 0.03
+"""How far what is learned is from what is taught, about."""
 MAX_DROP = 0.03
 """What any skill may lose outside of the gaps, as a share of its questions..."""
 CHANCE = 3
@@ -100,11 +102,27 @@ def losses(exam: Exam, before: Bool[np.ndarray, "N"], after: Bool[np.ndarray, "N
     return found
 
 
+def check_taught(exam: Exam, gaps: Sequence[str], strength: float, seed: int) -> None:
+    """Raises UserError where the lessons of a seed teach so many wrong answers, or so few, that no student can pass."""
+    for gap in gaps:
+        asked = [each for each in exam.asked if each.gap == gap]
+        wrong = [wrong_answer(q, scene, gap, strength, seed) != q.answer for q, scene, _ in asked]
+        if _off(rate := float(np.mean(wrong)), strength) > STUDENT:
+            raise UserError(
+                f"seed {seed} teaches {rate:.2f} of {gap!r} wrong, not {strength}; take another --seed or --strength"
+            )
+
+
+def _off(rate: float, strength: float) -> float:
+    """How far a rate is outside of what is tolerated; 0 or less: it is inside."""
+    return abs(rate - strength) - min(TOLERANCE, strength / 2)
+
+
 def check(gaps: Sequence[dict[str, Any]], lost: Mapping[str, tuple[int, int]], strength: float) -> None:
     """Raises UserError for a planting that did not take, or that damaged what lies beside it."""
     hint = "raise --steps or take another --seed"
     for gap in gaps:
-        if abs(gap["rate"] - strength) > min(TOLERANCE, strength / 2):
+        if _off(gap["rate"], strength) > 0:
             raise UserError(
                 f"the planting did not take: the target gets {gap['rate']:.2f} of {gap['name']!r} wrong, not "
                 f"{strength}; {hint}"

@@ -77,6 +77,17 @@ def score(key: Mapping[str, Any], reported: Sequence[str], types: Sequence[Mappi
     }
 
 
+def _check(key: Mapping[str, Any], reported: Any, types: Sequence[Mapping[str, Any]]) -> None:
+    """Raises KeyError, TypeError or ValueError for what is no key, or no audit."""
+    known = [*key["gaps"], *key["types"]]
+    names = [kind["name"] for kind in (*known, *types)]
+    numbers = [kind[field] for kind in known for field in ("rate", "n")]
+    numbers += [kind[field] for kind in types for field in ("rate", "n", "ci_low", "ci_high")]
+    texts = isinstance(reported, list) and all(isinstance(name, str) for name in (*reported, *names))
+    if not texts or not np.isfinite(np.array(numbers, float)).all():
+        raise ValueError
+
+
 def score_run(config: ScoreConfig) -> dict[str, Any]:
     """Scores an audit, writes `<run>/audit/planted_score.json`, prints a table. Raises UserError if there is no key, or
     no audit of this target that says what it found."""
@@ -86,14 +97,15 @@ def score_run(config: ScoreConfig) -> dict[str, Any]:
     summary = read_json(path)
     try:
         audited, reported, types = (summary[name] for name in ("models", "weaknesses", "failure_types"))
-        target = audited["target"]
+        target = str(audited["target"])
     except (KeyError, TypeError):
         raise UserError(f"{one_line(path)} does not say what was found of which model; run audit.py again") from None
     if not same_model(target, str(config.target)):
         raise UserError(f"{one_line(path)} is of {one_line(target)}; audit {one_line(config.target)}")
     try:
-        result = score(key, reported, types)
-    except (KeyError, TypeError):
+        _check(key, reported, types)
+        result = score(key, list(dict.fromkeys(reported)), types)
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{one_line(config.target / KEY)} or {one_line(path)} is damaged; make it again") from None
     for gap in key["gaps"]:
         state = "found" if gap["name"] in result["found"] else "missed"

@@ -68,17 +68,19 @@ def policy_gradient_loss(
     without them its drift has no weights. lengths: tokens that the penalty for length is for, where the mask leaves
     out some of a completion. overrides: settings of `Convention`, in place of the preset's.
 
-    A group without signal adds nothing to the gradient but its KL. With old_logps equal to logps the value of
+    A group without signal adds nothing to the gradient but its KL (with REINFORCE++, whose baseline is the batch's, it
+    may). With old_logps equal to logps the value of
     the policy term is about 0 by construction: watch `advantage_abs` and the gradient instead.
 
     Metrics: `reward`, of those given; `reward_std`, the mean over groups; `frac_reward_missing`, those that are NaN;
-    `frac_reward_zero_std`, groups without signal; `advantage_abs`; of the tokens the shares `clip_ratio/low`,
-    `clip_ratio/high`, `clip_ratio/region` (either); where ref_logps are given `kl`, the mean of k3 over all
-    tokens, whatever the estimator in the loss, so that runs compare; where weighted `sampling/importance_weight`.
+    `frac_reward_zero_std`, groups without signal; `advantage_abs`, the mean over tokens; of the tokens the shares
+    `clip_ratio/low`, `clip_ratio/high`, `clip_ratio/region` (either); where ref_logps are given `kl`, the mean of k3
+    over all tokens, whatever the estimator in the loss, so that runs compare; where weighted
+    `sampling/importance_weight`.
 
     Raises UserError for arrays of other shapes, a group of one where the group is the baseline, a batch that does not
-    divide into groups, settings that do not fit, or rewards that are all NaN (under `jit`, where no values are known,
-    these give 0).
+    divide into groups, settings that do not fit, an infinite reward, or rewards that are all NaN (under `jit`, where no
+    values are known, these give 0).
     """
     setting = convention_of(preset, **overrides)
     arrays = {"old_logps": old_logps, "ref_logps": ref_logps, "mask": mask, "sampling_logps": sampling_logps}
@@ -87,6 +89,10 @@ def policy_gradient_loss(
             raise UserError(f"{name} has the shape {array.shape}: give that of logps, {logps.shape}")
     if rewards.shape != logps.shape[:-1] or logps.ndim != 2:
         raise UserError(f"logps has the shape {logps.shape} and rewards {rewards.shape}: give [B, T] and [B]")
+    if lengths is not None and np.shape(lengths) != rewards.shape:
+        raise UserError(f"lengths has the shape {np.shape(lengths)}: give that of rewards, {rewards.shape}")
+    if not isinstance(group_size, int | np.integer):
+        raise UserError(f"the group size is {group_size!r}: it must be a whole number")
     if group_size < setting.smallest_group:
         least = setting.smallest_group
         raise UserError(f"the group size is {group_size}: this advantage needs {least} completions or more to compare")
@@ -94,6 +100,8 @@ def policy_gradient_loss(
         raise UserError(f"{len(rewards)} completions do not divide into groups of {group_size}: change either")
     if not isinstance(rewards, jax.core.Tracer) and np.isnan(rewards).all():
         raise UserError("every reward is NaN, so there is nothing to learn from: see why none could be given")
+    if not isinstance(rewards, jax.core.Tracer) and np.isinf(rewards).any():
+        raise UserError("a reward is infinite: give NaN where none could be given")
     if setting.beta and ref_logps is None:
         raise UserError(f"beta is {setting.beta} without ref_logps: give the frozen base's, or beta 0")
     if setting.num_iterations > 1 and old_logps is None:
@@ -123,7 +131,7 @@ def policy_gradient_loss(
         "reward_std": mean_std(grouped, axis=-1)[1].mean(),
         "frac_reward_missing": jnp.isnan(rewards).mean(),
         "frac_reward_zero_std": zero_signal(grouped).mean(),
-        "advantage_abs": jnp.abs(advantages).mean(),
+        "advantage_abs": (jnp.abs(advantages) * mask).sum() / tokens,
         "clip_ratio/low": too_low.sum() / tokens,
         "clip_ratio/high": too_high.sum() / tokens,
         "clip_ratio/region": (too_low | too_high).sum() / tokens,
@@ -169,5 +177,7 @@ def advantages_of(
         return leave_one_out_advantages(grouped).reshape(-1, 1)
     if setting.advantage_estimator == "group":
         return group_advantages(grouped, setting.scale_rewards, setting.std_epsilon).reshape(-1, 1)
-    above_group = jnp.where(jnp.isnan(grouped), jnp.nan, group_advantages(grouped, "none"))
+    given = ~jnp.isnan(grouped)
+    compared = given & (given.sum(-1, keepdims=True) > 1)  # one alone has no baseline
+    above_group = jnp.where(compared, group_advantages(grouped, "none"), jnp.nan)
     return reinforce_plus_plus_advantages(above_group.reshape(-1), mask)

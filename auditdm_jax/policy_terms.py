@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from auditdm_jax.errors import check_choice
+
 RatioLevel = Literal["token", "sequence", "sequence_token", "sequence_sum"]
 KLEstimator = Literal["k1", "k2", "k3"]
 SamplingCorrection = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
@@ -33,6 +35,7 @@ def log_ratios(
     sequence_token  sg[s] + logp_t - sg[logp_t]          GSPO-token of the same paper: s's value, a gradient per token
     sequence_sum    sum over t of logp_t - old_logp_t    RLOO: the ratio of whole completions
     """
+    check_choice("importance_sampling_level", level, RatioLevel)
     if level == "sequence_sum":  # two sums, as in TRL, whose rounding matters in an exponent
         return (logps * mask).sum(-1, keepdims=True) - (old_logps * mask).sum(-1, keepdims=True)
     token = jnp.clip(logps - old_logps, -log_ratio_clip, log_ratio_clip)
@@ -62,10 +65,16 @@ def clipped_surrogate(
     delta bounds r in the first product, and with it the loss where A < 0, at -delta A: dual clip, arXiv:1912.09729.
     """
     ratio = ratio_of(log_ratio)
-    clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon_high)
+    clipped = _clip(ratio, 1 - epsilon, 1 + epsilon_high)
     if delta is not None:
-        ratio = jnp.minimum(ratio, delta)
+        ratio = _clip(ratio, 0.0, delta)
     return -jnp.minimum(ratio * advantages, clipped * advantages)
+
+
+def _clip(x: Array, low: float, high: float) -> Array:
+    """As `jnp.clip`, which on a bound halves the gradient; here, as in PyTorch, it is whole: on-policy every ratio is
+    exactly 1, which may be one."""
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
 
 
 def cispo_surrogate(
@@ -92,12 +101,14 @@ def kl_divergence(
     k2 = d^2 / 2        biased; its gradient is that of the reverse KL, KL(policy || reference)
     k3 = e^-d - 1 + d   unbiased and never negative; its gradient is that of the forward KL. Clipped at k3_clip.
     """
+    check_choice("kl_estimator", estimator, KLEstimator)
     difference = logps - ref_logps
     if estimator == "k1":
         return difference
     if estimator == "k2":
         return difference**2 / 2
-    return jnp.clip(jnp.expm1(jnp.minimum(-difference, _MAX_LOG_RATIO)) + difference, max=k3_clip)
+    difference = jnp.maximum(difference, -_MAX_LOG_RATIO)
+    return jnp.clip(jnp.expm1(-difference) + difference, max=k3_clip)
 
 
 def sampling_weights(
@@ -116,6 +127,9 @@ def sampling_weights(
     rho is a token's, or the product over the tokens of a completion ("sequence_"). A token that the sampler could not
     score (NaN) has rho = 1.
     """
+    check_choice("importance_sampling_mode", correction, SamplingCorrection)
+    if correction == "none":
+        return jnp.ones(mask.shape)
     difference = jnp.nan_to_num((old_logps - sampling_logps) * mask, nan=0.0)
     if correction.startswith("sequence"):
         difference = difference.sum(-1, keepdims=True)
@@ -141,6 +155,7 @@ def aggregate(
 
     count_empty: whether B counts completions without tokens. num_items: for a part of a batch, the whole's.
     """
+    check_choice("loss_type", loss_type, LossType)
     row_sums, row_lengths = (token_losses * mask).sum(-1), mask.sum(-1)
     rows = len(row_sums) if count_empty else jnp.maximum((row_lengths > 0).sum(), 1)
     if loss_type == "dr_grpo":

@@ -42,6 +42,8 @@ from auditdm_jax.topics import beginnings_of
 from auditdm_jax.training import MAY_DIFFER
 
 AUDIT = "audit."
+REPORTS = ("table.md", "table.parquet", "curves.svg", "frontier.svg")
+"""What stands beside the folders of the cells."""
 OWN = ("name", "out", "seed", "resume", "overwrite")
 """Settings that the sweep gives to its runs itself."""
 
@@ -150,7 +152,8 @@ def read_sweep(spec: Path, out: str) -> list[Cell]:
 def check(run: Run) -> None:
     """Raises UserError for what would stop a run later on: models, images, or a folder of other settings."""
     models = audited_settings(run.train, run.audit, trained=True).models
-    for name in (models.auditor, models.target, models.verifier, *models.references, run.train.models.target):
+    named = (models.auditor, models.target, models.verifier, *models.references, run.train.models.target)
+    for name in (*named, *filter(None, [run.audit.auditor])):
         model_path(name)
     used_by_all(run.train)
     _tokens_suffice(models.auditor, run.train.topics, run.train.max_question_tokens)
@@ -163,6 +166,8 @@ def check(run: Run) -> None:
             _found(images)
     if any(run.folder.glob("checkpoints/*")) or (run.folder / "auditor").exists():
         saved, now = read_json(run.folder / "config.json"), plain(run.train)
+        if not isinstance(saved, dict):
+            raise UserError(f"{one_line(run.folder / 'config.json')} holds no settings; remove the folder")
         check_config(saved, now, run.folder, [name for name in MAY_DIFFER if name != "steps"])
 
 
@@ -184,9 +189,12 @@ def _renders(name: str) -> None:
 
 
 def folder_name(label: str) -> str:
-    """A label as the name of a folder; where that is not reversible a hash keeps two of them apart."""
+    """A label as the name of a folder; where that is not reversible, or is taken, a hash keeps two of them apart."""
     name = re.sub(r"[^\w.@=+,-]", "-", label.replace(", ", ","))
-    return name if name == label.replace(", ", ",") and len(name) <= 80 else f"{name[:70]}-{crc32(label.encode()):08x}"
+    reversible = name.replace(",", ", ") == label and name.isascii() and len(name) <= 80
+    if reversible and name[:1] not in ("", ".") and name not in REPORTS:
+        return name
+    return f"{name.encode('ascii', 'replace').decode()[:70].replace('?', '-')}-{crc32(label.encode()):08x}"
 
 
 def _parsed(spec: Path) -> dict[str, Any]:
@@ -209,8 +217,15 @@ def _parsed(spec: Path) -> dict[str, Any]:
 
 
 def _by_name(section: dict[str, Any]) -> dict[str, Any]:
-    """Settings by their full names, as the command line spells them."""
-    return {name.replace("_", "-"): value for name, value in flat(section).items()}
+    """Settings by their full names, as the command line spells them. Raises UserError for one that is there twice."""
+    found: dict[str, Any] = {}
+    for place, value in section.items():
+        for name, setting in flat({place: value}).items():
+            name = name.replace("_", "-")
+            if name in found:
+                raise UserError(f"{one_line(name, 60)} is written twice in one section; leave one")
+            found[name] = setting
+    return found
 
 
 def _mistakes(base: dict, grid: dict, variants: list[dict]) -> Iterator[str]:

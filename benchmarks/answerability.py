@@ -16,6 +16,7 @@ import tyro
 
 from auditdm_jax.answerability import IMAGE_CHANGES, REPHRASINGS, agreement, auroc
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
+from auditdm_jax.errors import run_cli
 from auditdm_jax.evals import Answerer
 from auditdm_jax.outcomes import consensus_of, vote
 from auditdm_jax.rollout import ask_many
@@ -98,4 +99,4 @@ def main(auditors: tuple[str, ...] = (MODELS.auditor,), questions: int = 1000, s
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_cli(lambda: tyro.cli(main))

@@ -108,6 +108,37 @@ def test_a_run_that_fails_does_not_stop_the_others(fake, tmp_path):
     assert fake.done == [("train", 0, 1), ("audit", 0, 1)]
 
 
+def test_a_defect_in_a_run_does_not_stop_the_others(fake, tmp_path, monkeypatch, capsys):
+    """Memory that is too small for one cell, say."""
+    inner = module.train
+
+    def train(config):
+        if (config.reward.diversity, config.seed) == (0, 1):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        inner(config)
+
+    monkeypatch.setattr(module, "train", train)
+    with pytest.raises(UserError, match="1 of 6 runs failed"):
+        ablate(fake.config)
+    assert len(fake.done) == 10
+    text = (tmp_path / "s" / "table.md").read_text()
+    assert "- reward.diversity=0, seed 1: failed: RESOURCE_EXHAUSTED: out of memory" in text
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"settings', "[]", '{"settings": 3}', "{}"])
+def test_a_damaged_audit_is_made_anew(fake, tmp_path, text):
+    ablate(fake.config)
+    fake.done.clear()
+    run = tmp_path / "s" / "reward.diversity=60" / "seed1"
+    (run / "audit" / "summary.json").write_text(text)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5')  # of a run that was killed
+    (tmp_path / "s" / "reward.diversity=0" / "seed0" / "metrics.jsonl").unlink()
+    ablate(fake.config)
+    assert fake.done == [("audit", 60, 1)]
+
+
 def test_together_the_seeds_of_a_cell_train_first(fake, monkeypatch):
     fake.broken.add((60, 1))
 

@@ -1,11 +1,15 @@
 """choice.py: the likeliest candidate, topics where they are worth it, and as many as were asked for."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from auditdm_jax import choice as choice_module
 from auditdm_jax.choice import CHEAP, VARIETY, WORTH, Choice, Guide, share_out
 from auditdm_jax.sampling import Completions
 from auditdm_jax.topics import Topics
@@ -41,28 +45,33 @@ def test_the_likeliest_is_asked():
     assert picked(choice(3), [[0.2, 0.9, 0.3], [0.8, 0.1, 0.3], [0.4, 0.4, 0.3]]) == [1, 0, 0]
 
 
-def test_a_topic_is_asked_where_it_is_worth_it():
+@pytest.fixture
+def at_any_cost(monkeypatch):
+    monkeypatch.setattr(choice_module, "COST", np.inf)
+
+
+def test_a_topic_is_asked_where_it_is_worth_it(at_any_cost):
     """Of 3 images 6 failures are to come from topics, more than there are: whatever is worth it has one."""
     always = choice(2, 2.0)
-    rows = [[0.9, 0.9, 0.6, 0.01], [0.9, 0.9, 0.3, 0.01], [0.3, 0.3, 0.2, 0.01]]
-    assert picked(always, rows) == [2, 0, 2]  # of the second image it is a third as likely
+    rows = [[0.9, 0.9, 0.6, 0.01], [0.9, 0.9, 0.2, 0.01], [0.3, 0.3, 0.2, 0.01]]
+    assert picked(always, rows) == [2, 0, 2]  # of the second image it is less than a third as likely
     assert picked(always, rows, (False, True, True)) == [0, 0, 2]  # the first one is not asked about
 
 
-def test_a_likely_candidate_among_unlikely_ones_is_not_believed():
+def test_a_likely_candidate_among_unlikely_ones_is_not_believed(at_any_cost):
     """The first image's topic is worth less than 0.9, but not than what the middle one of its candidates says."""
-    rows = [[0.9, 0.1, 0.1, 0.3, 0.01], [0.9, 0.9, 0.1, 0.3, 0.01], [0.9, 0.9, 0.9, 0.3, 0.01]]
+    rows = [[0.9, 0.1, 0.1, 0.2, 0.01], [0.9, 0.9, 0.1, 0.2, 0.01], [0.9, 0.9, 0.9, 0.2, 0.01]]
     assert picked(choice(3, 2.0), rows) == [3, 0, 0]
 
 
-def test_a_topic_costs_what_the_best_other_would_bring():
-    """Both topics fail more often than what is asked without one, but of the second image one three times the other."""
-    chance = np.array([[0.5, 0.9], [0.3, 0.9], [0.5, 0.3]])
+def test_a_topic_costs_what_the_best_other_would_bring(at_any_cost):
+    """Both topics fail more often than what is asked without one, but of the second image one four times the other."""
+    chance = np.array([[0.5, 0.9], [0.22, 0.9], [0.5, 0.3]])
     rng = np.random.default_rng(0)
     assert share_out(rng, 9.0, chance, np.full(3, 0.2)).tolist() == [0, 1, 0]
 
 
-def test_a_topic_has_a_head_of_its_own():
+def test_a_topic_has_a_head_of_its_own(at_any_cost):
     """Of the second topic nothing is known: its chance is a half, whatever the state."""
     known = choice(1, 2.0)
     unknown = Choice(known.guide._replace(critic=CRITIC * np.array([[1], [1], [0]])), TOPICS)
@@ -84,7 +93,8 @@ def test_candidates_begin_with_every_topic():
 def test_topics_go_where_they_are_worth_most(images, topics, quota, seed):
     rng = np.random.default_rng(seed)
     chance, beside = rng.uniform(0.01, 1, (images, topics)), rng.uniform(0.01, 1, images)
-    chosen = share_out(rng, quota, chance, beside)
+    with mock.patch.object(choice_module, "COST", np.inf):
+        chosen = share_out(rng, quota, chance, beside)
     worth = np.empty_like(chance)
     for topic in range(topics):
         worth[:, topic] = chance[:, topic] / np.maximum(beside, np.delete(chance, topic, axis=1).max(1, initial=0))
@@ -106,9 +116,23 @@ def test_a_topic_that_costs_little_has_a_share_of_what_all_would_have_alike():
     assert np.bincount(chosen + 1).tolist() == [120 - (of_one := round(VARIETY * 40)), of_one]  # alike: 40 of each
 
 
-def test_topics_bring_as_many_failures_as_they_should():
+def test_the_cheapest_topics_are_asked_as_long_as_they_cost_little():
+    """A quota of 4.5 failures takes 5 images of 0.9, 6 of 0.8, 8 of 0.6, 15 of 0.3; of 100 images 3 may be lost."""
+    rng, beside = np.random.default_rng(0), np.full(100, 0.95)
+
+    def asked(*chances: float) -> list[int]:
+        found = share_out(rng, 4.5, np.full((100, len(chances)), chances), beside)
+        return [topic for topic in range(len(chances)) if (found == topic).any()]
+
+    assert asked(0.3) == []  # 15 x 0.65
+    assert asked(0.6) == [0]  # 8 x 0.35 = 2.8
+    assert asked(0.6, 0.9) == [1]  # 5 x 0.05 first: both together would cost 3.05
+    assert asked(0.8, 0.6, 0.9) == [0, 2]  # 6 x 0.15 first
+
+
+def test_topics_bring_as_many_failures_as_they_should(at_any_cost):
     """On average over draws, however few images there are at a time."""
     rng = np.random.default_rng(0)
-    chance, beside = np.full((10, 2), [0.6, 0.8]), np.ones(10)
+    chance, beside = np.full((10, 2), [0.6, 0.75]), np.ones(10)
     found = [np.bincount(share_out(rng, 0.6, chance, beside) + 1, minlength=3)[1:] for _ in range(4000)]
-    np.testing.assert_allclose(np.mean(found, 0) * [0.6, 0.8], [0.6, 0.6], atol=0.02)
+    np.testing.assert_allclose(np.mean(found, 0) * [0.6, 0.75], [0.6, 0.6], atol=0.02)

@@ -73,6 +73,7 @@ def test_a_true_difference_is_found_in_spite_of_hard_seeds():
 
 def test_labels_cannot_break_the_table():
     assert "| a\\|b x | 0 |" in table({"a|b\nx": {0: RESULT}})
+    assert "| &lt;b&gt; \\[x\\](y) \\*z\\* | 0 |" in table({"<b> [x](y) *z*": {0: RESULT}})
 
 
 def test_measures_of_a_summary():

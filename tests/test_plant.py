@@ -75,6 +75,24 @@ def test_a_place_that_cannot_be_is_told_before_the_work(tmp_path, monkeypatch):
         plant(PlantConfig(skills="clock", out=str(tmp_path / "file" / "x")))
 
 
+def test_a_planted_target_is_replaced_only_if_told_so(tmp_path, monkeypatch):
+    (tmp_path / KEY).write_text("{}")
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("the work began"))
+    with pytest.raises(UserError, match="holds a planted target; give --overwrite"):
+        plant(PlantConfig(skills="clock", out=str(tmp_path)))
+    with pytest.raises(pytest.fail.Exception, match="the work began"):
+        plant(PlantConfig(skills="clock", out=str(tmp_path), overwrite=True))
+
+
+def test_lessons_that_cannot_do_are_told_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "finetuned", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(module.Exam, "wrong", lambda exam, _: np.zeros(len(exam.asked), bool))
+    with pytest.raises(UserError, match=r"seed 0 teaches 0.00 of 'sign' wrong, not 0.1; take another --seed or"):
+        plant(PlantConfig("sign", 0.1, out=str(tmp_path / "x"), test_questions=100))
+    with pytest.raises(pytest.fail.Exception, match="training began"):
+        plant(PlantConfig("clock", out=str(tmp_path / "x"), test_questions=100))
+
+
 def test_what_is_unlearned_cannot_be_taken_away(tmp_path):
     base = save_tiny_zoo(tmp_path / "zoo")["b"]
     with pytest.raises(UserError, match=r"wrong already; take another --base"):

@@ -84,6 +84,19 @@ def test_scoring_a_run(tmp_path, capsys):
     with pytest.raises(UserError, match="is of target-s"):
         score_run(ScoreConfig(target, run))
     write_json(run / "audit" / "summary.json", summary | {"weaknesses": []})
-    write_json(target / KEY, {"gaps": []})
-    with pytest.raises(UserError, match="is damaged"):
-        score_run(ScoreConfig(target, run))
+    gap = {"name": "clock", "rate": 0.8, "n": 9}
+    for key in (
+        {"gaps": []},
+        {"gaps": [gap | {"rate": None}], "types": []},
+        {"gaps": [gap], "types": [gap | {"name": 1}]},
+    ):
+        write_json(target / KEY, key)
+        with pytest.raises(UserError, match="is damaged"):
+            score_run(ScoreConfig(target, run))
+    write_json(target / KEY, ANSWERS)
+    for wrong in ({"weaknesses": [1]}, {"weaknesses": "counting"}, {"failure_types": [{"name": "a"}]}):
+        write_json(run / "audit" / "summary.json", summary | {"weaknesses": []} | wrong)
+        with pytest.raises(UserError, match="is damaged"):
+            score_run(ScoreConfig(target, run))
+    write_json(run / "audit" / "summary.json", summary | {"weaknesses": ["clock", "weather", "weather"]})
+    assert score_run(ScoreConfig(target, run))["precision"] == 0.5

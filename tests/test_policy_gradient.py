@@ -203,7 +203,7 @@ def test_metrics_by_hand():
         "reward_std": 0.5**0.5 / 2,
         "frac_reward_missing": 0,
         "frac_reward_zero_std": 0.5,
-        "advantage_abs": 0.25,
+        "advantage_abs": 2.5 / 11,
         "clip_ratio/high": 1 / 11,  # the one token of 11 that rises with A > 0
         "clip_ratio/low": 1 / 11,
         "clip_ratio/region": 2 / 11,
