@@ -205,7 +205,7 @@ class AuditConfig(RunPaths):
     """By default the run's references."""
     verifier: str = ""
     """Judges discoveries on images other than scenes; by default the run's verifier."""
-    temperature: float = 0.6
+    temperature: float = 0.4
     """Of both auditors, when they ask: lower finds more failures, of fewer kinds. Training has one of its own."""
     candidates: int = 8
     """Questions that the run's auditor draws of an image: the one is asked that its critic finds likeliest to show a
