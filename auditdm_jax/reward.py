@@ -49,8 +49,8 @@ class Reward:
     """Length of those sequences, in tokens."""
     scope: Literal["archive", "group"] = "archive"
     """Among what it is counted: all that the run found lately, or the questions of the same image."""
-    decay: float = 0.0
-    """Share of the archive that a step keeps; at 0 the batch alone counts, which makes surer auditors (README)."""
+    decay: float = 0.97
+    """Share of the archive that a step keeps; at 0 the batch alone counts."""
     floor: float = 0.8
     """Share of the reward that no frequency takes away when training ends; it rises from 0 in a line, so that coverage
     counts most at first. Nearer to 1, success counts more in the end."""
