@@ -19,8 +19,8 @@ from auditdm_jax.topics import Topics
 MIDDLE, LIKELIEST = 0.65, 0.75
 """What is asked without a topic has the log-odds of the middle one of its candidates and those of the likeliest, times
 these: fitted to nine auditors' 2,000 questions each, of eight at a time, it is at most 1.4 points off for the ninth on
-average. The likeliest alone is less likely than it seems: of 60 questions that one critic gave least, 0.71, 0.23 failed;
-of the 60 whose middle one it gave least, 0.26, 0.08 did."""
+average. The likeliest alone is less likely than it seems: of the 60 questions that one critic gave least, 0.71, 0.23
+failed; of the 60 whose middle one it gave least, 0.26, 0.08 did."""
 WORTH = 0.3
 """A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be
 asked."""
