@@ -43,12 +43,24 @@ class Guide(NamedTuple):
     share: float
 
 
-@dataclass(frozen=True, eq=False)
+class Costs(NamedTuple):
+    """What topics would have cost so far. of: failures, by topic. images: of how many that were asked about."""
+
+    of: Float[np.ndarray, "K"] | float = 0.0
+    images: int = 0
+
+
+NONE = Costs()
+
+
+@dataclass(eq=False)
 class Choice:
-    """A guide, and its K topics in the auditor's tokens (None: it has none)."""
+    """A guide, and its K topics in the auditor's tokens (None: it has none). costs: of all batches before, lest other
+    topics be too dear in each: a few questions with each of several find too little of any."""
 
     guide: Guide
     topics: Topics | None
+    costs: Costs = NONE
 
     def begun(self, asks: Bool[np.ndarray, "B"], length: int) -> Begun | None:
         """What the J + K candidates of each image must begin with, of a question's length: the last K with a topic, of
@@ -78,19 +90,24 @@ class Choice:
         if topical.shape[1]:
             rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
             given, quota = np.full(len(asks), -1), self.guide.share * asks.sum() / topics
-            given[asks] = share_out(rng, quota, topical[asks], beside[asks])
+            given[asks], self.costs = share_out(rng, quota, topical[asks], beside[asks], self.costs)
             chosen = np.where(given < 0, chosen, count + given)
         return jax.tree.map(lambda x: jnp.take_along_axis(x, chosen[:, None, None], axis=1), written)
 
 
 def share_out(
-    rng: np.random.Generator, quota: float, chance: Float[np.ndarray, "N K"], beside: Float[np.ndarray, "N"]
-) -> Int[np.ndarray, "N"]:
-    """A topic for some of N images, -1 for the others.
+    rng: np.random.Generator,
+    quota: float,
+    chance: Float[np.ndarray, "N K"],
+    beside: Float[np.ndarray, "N"],
+    costs: Costs = NONE,
+) -> tuple[Int[np.ndarray, "N"], Costs]:
+    """A topic for some of N images, -1 for the others; and the costs, these images among them.
 
     Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
     beside the best of the image's others, `beside` (without a topic) or another topic's, and nowhere if that is below
-    `WORTH`; but of the topics for which that costs least alone, as many as together cost `COST` failures an image.
+    `WORTH`; but of the topics for which that costs least alone, in these images and those before, as many as together
+    cost `COST` failures an image.
     Where a topic is `CHEAP`, `VARIETY` times as many at least as if topics and questions without one were asked alike.
     The topic that is worth least chooses first.
     """
@@ -105,11 +122,12 @@ def share_out(
         left = left[np.argsort(-worth[left, topic], kind="stable")]
         return left, np.cumsum(chance[left, topic]) - chance[left, topic]
 
-    costs = []
+    here = np.zeros(chance.shape[1])
     for topic in range(chance.shape[1]):
         left, before = best(topic)
-        costs.append(np.maximum(other - chance, 0)[left[before < quota], topic].sum())
-    affordable = np.argsort(costs, kind="stable")[np.cumsum(np.sort(costs)) <= COST * len(chance)]
+        here[topic] = np.maximum(other - chance, 0)[left[before < quota], topic].sum()
+    costs = Costs(costs.of + here, costs.images + len(chance))
+    affordable = np.argsort(costs.of, kind="stable")[np.cumsum(np.sort(costs.of)) <= COST * costs.images]
     enough = VARIETY * len(chance) / (chance.shape[1] + 1)
     for topic in affordable[np.argsort(worth.max(0, initial=0.0)[affordable], kind="stable")]:
         left, before = best(topic)
@@ -117,4 +135,4 @@ def share_out(
         takes = rng.random() * chance[left, topic] < quota - before
         takes |= (worth[left, topic] >= CHEAP) & (np.arange(len(left)) < enough)
         chosen[left[takes]] = topic
-    return chosen
+    return chosen, costs

@@ -210,7 +210,7 @@ class AuditConfig(RunPaths):
     candidates: int = 8
     """Questions that the run's auditor draws of an image: the one is asked that its critic finds likeliest to show a
     failure. 1: as drawn. The auditor before training has no critic."""
-    topic_share: float = 0.12
+    topic_share: float = 0.13
     """Failures that questions with a topic are expected to bring, each topic as many, as a share of the images that are
     asked about as they are (of a run that has topics, see reward.topic-share). Topics are asked where the critic finds
     them worth it, the cheapest first, as long as they cost less than 3 % of the failures."""

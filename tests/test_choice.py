@@ -68,7 +68,7 @@ def test_a_topic_costs_what_the_best_other_would_bring(at_any_cost):
     """Both topics fail more often than what is asked without one, but of the second image one four times the other."""
     chance = np.array([[0.5, 0.9], [0.22, 0.9], [0.5, 0.3]])
     rng = np.random.default_rng(0)
-    assert share_out(rng, 9.0, chance, np.full(3, 0.2)).tolist() == [0, 1, 0]
+    assert share_out(rng, 9.0, chance, np.full(3, 0.2))[0].tolist() == [0, 1, 0]
 
 
 def test_a_topic_has_a_head_of_its_own(at_any_cost):
@@ -94,7 +94,7 @@ def test_topics_go_where_they_are_worth_most(images, topics, quota, seed):
     rng = np.random.default_rng(seed)
     chance, beside = rng.uniform(0.01, 1, (images, topics)), rng.uniform(0.01, 1, images)
     with mock.patch.object(choice_module, "COST", np.inf):
-        chosen = share_out(rng, quota, chance, beside)
+        chosen, _ = share_out(rng, quota, chance, beside)
     worth = np.empty_like(chance)
     for topic in range(topics):
         worth[:, topic] = chance[:, topic] / np.maximum(beside, np.delete(chance, topic, axis=1).max(1, initial=0))
@@ -112,7 +112,7 @@ def test_topics_go_where_they_are_worth_most(images, topics, quota, seed):
 def test_a_topic_that_costs_little_has_a_share_of_what_all_would_have_alike():
     rng = np.random.default_rng(0)
     chance = np.full((120, 2), [0.9 * CHEAP + 0.001, 0.9 * CHEAP - 0.001])
-    chosen = share_out(rng, 0.0, chance, np.full(120, 0.9))
+    chosen, _ = share_out(rng, 0.0, chance, np.full(120, 0.9))
     assert np.bincount(chosen + 1).tolist() == [120 - (of_one := round(VARIETY * 40)), of_one]  # alike: 40 of each
 
 
@@ -121,7 +121,7 @@ def test_the_cheapest_topics_are_asked_as_long_as_they_cost_little():
     rng, beside = np.random.default_rng(0), np.full(100, 0.95)
 
     def asked(*chances: float) -> list[int]:
-        found = share_out(rng, 4.5, np.full((100, len(chances)), chances), beside)
+        found, _ = share_out(rng, 4.5, np.full((100, len(chances)), chances), beside)
         return [topic for topic in range(len(chances)) if (found == topic).any()]
 
     assert asked(0.3) == []  # 15 x 0.65
@@ -130,9 +130,23 @@ def test_the_cheapest_topics_are_asked_as_long_as_they_cost_little():
     assert asked(0.8, 0.6, 0.9) == [0, 2]  # 6 x 0.15 first
 
 
+def test_the_same_topics_are_dear_in_every_batch():
+    """Of two topics that cost 2.8 and 2.88 failures of 100 images one may be asked; and the same of the next images,
+    though there it is the dearer one."""
+    rng, beside = np.random.default_rng(0), np.full(100, 0.95)
+    first, costs = share_out(rng, 4.5, np.full((100, 2), [0.6, 0.59]), beside)
+    assert ((first == 0).any(), (first == 1).any(), costs.images) == (True, False, 100)
+    np.testing.assert_allclose(costs.of, [8 * 0.35, 8 * 0.36])
+    now = np.full((100, 2), [0.59, 0.6])
+    assert (share_out(rng, 4.5, now, beside)[0] == 1).any()
+    then, costs = share_out(rng, 4.5, now, beside, costs._replace(of=np.array([2.8, 3.08])))
+    assert (then == 0).any()
+    assert not (then == 1).any()
+
+
 def test_topics_bring_as_many_failures_as_they_should(at_any_cost):
     """On average over draws, however few images there are at a time."""
     rng = np.random.default_rng(0)
     chance, beside = np.full((10, 2), [0.6, 0.75]), np.ones(10)
-    found = [np.bincount(share_out(rng, 0.6, chance, beside) + 1, minlength=3)[1:] for _ in range(4000)]
+    found = [np.bincount(share_out(rng, 0.6, chance, beside)[0] + 1, minlength=3)[1:] for _ in range(4000)]
     np.testing.assert_allclose(np.mean(found, 0) * [0.6, 0.75], [0.6, 0.6], atol=0.02)
