@@ -1,7 +1,8 @@
 """[host] Which of several candidates an audit asks: the one that the critic finds likeliest to show a failure.
 
-Of every image some candidates are drawn as the auditor likes, and one begins with each topic. Each topic takes the
-images where it costs least, until the critic expects its share of failures of it, and more where it costs little.
+Of every image some candidates are drawn as the auditor likes, and one begins with each topic. The topics that cost
+least take the images where they do, until the critic expects their share of failures of them, and more where that costs
+little.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ WORTH = 0.3
 """A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be
 asked."""
 COST = 0.03
-"""The cheapest topics are asked, as long as all together cost this share of success: what shows seldom is found, too,
+"""The cheapest topics are asked, as long as all together cost so many failures an image: what shows seldom is found, too,
 and no auditor spends more on it than another."""
 CHEAP = 0.78
 """And here it costs little: of topics, of which the critic has seen few questions, it expects too little rather."""
