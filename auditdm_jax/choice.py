@@ -26,8 +26,8 @@ WORTH = 0.3
 """A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be
 asked."""
 COST = 0.03
-"""The cheapest topics are asked, as long as all together cost so many failures an image: what shows seldom is found, too,
-and no auditor spends more on it than another."""
+"""The cheapest topics are asked, as long as all together cost so many failures an image: what shows seldom is found,
+too, and no auditor spends more on it than another."""
 CHEAP = 0.78
 """And here it costs little: of topics, of which the critic has seen few questions, it expects too little rather."""
 VARIETY = 0.35
