@@ -114,7 +114,7 @@ def share_out(
     """
     second, first = np.sort(np.column_stack([beside, chance]), axis=1)[:, -2:].T
     other = np.where(chance == first[:, None], second[:, None], first[:, None])
-    worth = chance / other
+    worth, loss = chance / other, np.maximum(other - chance, 0)
     chosen = np.full(len(chance), -1)
 
     def best(topic: int) -> tuple[Int[np.ndarray, "M"], Float[np.ndarray, "M"]]:
@@ -126,7 +126,7 @@ def share_out(
     here = np.zeros(chance.shape[1])
     for topic in range(chance.shape[1]):
         left, before = best(topic)
-        here[topic] = np.maximum(other - chance, 0)[left[before < quota], topic].sum()
+        here[topic] = loss[left[before < quota], topic].sum()
     costs = Costs(costs.of + here, costs.images + len(chance))
     affordable = np.argsort(costs.of, kind="stable")[np.cumsum(np.sort(costs.of)) <= COST * costs.images]
     enough = VARIETY * len(chance) / (chance.shape[1] + 1)

@@ -95,9 +95,9 @@ def zoo():
 @pytest.mark.slow
 class TestZoo:
     def test_the_untrained_auditor_on_scenes(self, zoo, tmp_path, capsys):
-        summary = main(AuditConfig(out=str(tmp_path), questions=256))
+        summary = main(AuditConfig(out=str(tmp_path), questions=256, temperature=0.6))
         assert summary["outcomes"]["unparsable"] < 0.05 * 256
         assert 0.03 < summary["verified_success_rate"] <= summary["claimed_success_rate"] < 0.6
-        assert len(summary["skills"]) >= 6  # at a low temperature, of 256 questions
+        assert len(summary["skills"]) >= 8
         found = discoveries.read(tmp_path / "default" / "audit" / "discoveries.parquet", 64)
         assert len(found.rows) == summary["claimed"]["count"]
