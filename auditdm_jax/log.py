@@ -65,7 +65,9 @@ class Log:
         for short, name in SHOWN.items():
             self.shown[short] = 0.95 * self.shown.get(short, row[name]) + 0.05 * row[name]
         self.write(number, row)
-        self.bar.set_description("training")
+        if self.bar.n == self.bar.initial:
+            self.bar.unpause()  # else the time left would be told from a step with all its compilation in it
+        self.bar.set_description("training", refresh=False)
         self.bar.update()
 
     def write(self, number: int, row: dict[str, float]) -> None:
@@ -83,4 +85,4 @@ class Log:
         self.board.file_writer.add_summary(Summary(value=values), number)
         if VERIFIED in row:
             self.shown["verified"] = row[VERIFIED]
-        self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.shown.items()})
+        self.bar.set_postfix({name: f"{value:.2f}" for name, value in self.shown.items()}, refresh=False)

@@ -69,14 +69,14 @@ def policy_gradient_loss(
     out some of a completion. overrides: settings of `Convention`, in place of the preset's.
 
     A group without signal adds nothing to the gradient but its KL (with REINFORCE++, whose baseline is the batch's, it
-    may). With old_logps equal to logps the value of
-    the policy term is about 0 by construction: watch `advantage_abs` and the gradient instead.
+    may). With old_logps equal to logps the value of the policy term is about 0 by construction: watch `advantage_abs`
+    and the gradient instead.
 
     Metrics: `reward`, of those given; `reward_std`, the mean over groups; `frac_reward_missing`, those that are NaN;
     `frac_reward_zero_std`, groups without signal; `advantage_abs`, the mean over tokens; of the tokens the shares
-    `clip_ratio/low`, `clip_ratio/high`, `clip_ratio/region` (either); where ref_logps are given `kl`, the mean of k3
-    over all tokens, whatever the estimator in the loss, so that runs compare; where weighted
-    `sampling/importance_weight`.
+    `clip_ratio/low`, `clip_ratio/high`, `clip_ratio/region` (either), where PPO's clip would take the gradient (which
+    CISPO leaves; dual clip is not counted); where ref_logps are given `kl`, the mean of k3 over all tokens, whatever
+    the estimator in the loss, so that runs compare; where weighted `sampling/importance_weight`.
 
     Raises UserError for arrays of other shapes, a group of one where the group is the baseline, a batch that does not
     divide into groups, settings that do not fit, an infinite reward, or rewards that are all NaN (under `jit`, where no

@@ -110,10 +110,12 @@ def resampling_step(
         other, memory, asked, _ = ask_once(replace(trained, **memory), frozen, draw(), key)
         batch = refill(batch, jax.device_put(other, trained.step.sharding))
         metrics.append(asked)
+    missing = jnp.isnan(batch.rewards).mean()
     batch = batch._replace(rewards=jnp.where(batch.signal[:, None], batch.rewards, jnp.nan))
     trained, updated = update(trained, frozen, cast.auditor.config, batch, settings)
     updated |= {name: sum(asked[name] for asked in metrics) / len(metrics) for name in metrics[0]}
     updated |= {"sampling/batches": len(metrics), "sampling/groups_with_signal": batch.signal.mean()}
+    updated |= {"frac_reward_missing": missing}  # not what was put aside here
     return AuditState(replace(trained, **memory), frozen), updated, record
 
 

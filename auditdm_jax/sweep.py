@@ -42,8 +42,8 @@ from auditdm_jax.topics import beginnings_of
 from auditdm_jax.training import MAY_DIFFER
 
 AUDIT = "audit."
-REPORTS = ("table.md", "table.parquet", "curves.svg", "frontier.svg")
-"""What stands beside the folders of the cells."""
+REPORTS = (".md", ".parquet", ".svg")
+"""How the names of the files end that stand beside the folders of the cells."""
 OWN = ("name", "out", "seed", "resume", "overwrite")
 """Settings that the sweep gives to its runs itself."""
 
@@ -192,7 +192,7 @@ def folder_name(label: str) -> str:
     """A label as the name of a folder; where that is not reversible, or is taken, a hash keeps two of them apart."""
     name = re.sub(r"[^\w.@=+,-]", "-", label.replace(", ", ","))
     reversible = name.replace(",", ", ") == label and name.isascii() and len(name) <= 80
-    if reversible and name[:1] not in ("", ".") and name not in REPORTS:
+    if reversible and name[:1] not in ("", ".") and not name.endswith(REPORTS):
         return name
     return f"{name.encode('ascii', 'replace').decode()[:70].replace('?', '-')}-{crc32(label.encode()):08x}"
 

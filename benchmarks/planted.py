@@ -40,8 +40,6 @@ from auditdm_jax.summary import summarize
 from auditdm_jax.training import train
 
 BATCH = 256
-IMAGES, TOKENS = 16, 13
-"""Images of a training step and tokens of a question: what README shows was measured so."""
 PLANTINGS = (
     "clock", "sign,emotion", "counting", "material,distraction", "counting/above four", "color/small object",
     "hallucination/absent", "localization/large object,action", "concept/red", "concept/star",
@@ -190,9 +188,8 @@ def trained(world: World) -> Ask:
     config = world.config
     models = Models(target=str(world.folder / "target"), references=config.references)
     reward = Reward(confidence=config.confidence)
-    steps = max(1, config.search_queries // (IMAGES * 8))
-    run = TrainConfig("trained", str(world.folder), world.seed, steps, (), IMAGES, models, reward=reward, resume=True)
-    run = replace(run, max_question_tokens=TOKENS)
+    run = TrainConfig("trained", str(world.folder), world.seed, models=models, reward=reward, resume=True)
+    run = replace(run, steps=max(1, config.search_queries // (run.images_per_step * run.grpo.num_generations)))
     if not (world.folder / "trained" / "auditor" / "config.json").exists():
         train(run)
     auditor = load_model(str(world.folder / "trained" / "auditor"))
@@ -264,7 +261,7 @@ def main() -> None:
     write_json(settings_file, config)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(row["planting"], row["seed"], row["method"]) for row in rows}
-    auditor, settings = load_model("auditor"), TrainConfig(max_question_tokens=TOKENS)
+    auditor, settings = load_model("auditor"), TrainConfig()
     references = tuple(Answerer(load_model(name), batch_size=BATCH) for name in config.references)
     ask_at = lambda temperature: make_ask(auditor, auditor, settings, temperature, None)  # noqa: E731
     for planting in config.plantings:
