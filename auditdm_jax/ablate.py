@@ -111,8 +111,9 @@ def write_report(cells: Sequence[Cell], failed: dict[Path, str], folder: Path) -
     """table.md, table.parquet, curves.svg and frontier.svg from the runs that are finished."""
     rows = list(rows_of(cells, failed))
     write_parquet(folder / "table.parquet", pa.Table.from_pylist(rows))
-    results: dict[str, dict[int, dict[str, float]]] = {}
-    drawn: dict[str, list[Path]] = {}
+    # The first cell, which the others are compared with, is there even where none of its runs is finished.
+    results: dict[str, dict[int, dict[str, float]]] = {cells[0].label: {}}
+    drawn: dict[str, list[Path]] = {cells[0].label: []}
     for row in rows:
         if row["stage"] == "finished":
             results.setdefault(row["cell"], {})[row["seed"]] = {name: row[name] for name in MEASURES}

@@ -71,6 +71,6 @@ def watch_row(watches: tuple[Watch, ...], row: Mapping[str, float]) -> tuple[tup
 
 @jax.jit
 def duplicates(ids: Int[Array, "B G T"], mask: Bool[Array, "B G T"]) -> Float[Array, ""]:
-    """Share, in [0, 1), of a step's questions, of whatever image, that repeat another of them word for word."""
+    """Of a step's questions, of whatever image, after the first: the share that repeats one word for word."""
     whole = jnp.sort(question_ngrams(ids, mask, ids.shape[-1])[0][..., -1].reshape(-1))
-    return (whole[1:] == whole[:-1]).sum() / len(whole)
+    return (whole[1:] == whole[:-1]).sum() / max(len(whole) - 1, 1)

@@ -7,17 +7,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
-from auditdm_jax.answers import answer_ids, text_answer_id
+from auditdm_jax.answers import ABSTENTIONS, answer_ids, text_answer_id
 from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
 from auditdm_jax.prompts import fill
 from auditdm_jax.reward import Outcome, Reward, disagreement, likelihood_gap, likelihood_reward, share_reward
 from auditdm_jax.rollout import words_of
 from auditdm_jax.sampling import Prompt, completion_logps, sample
 from auditdm_jax.state import Cast, Frozen, Params, Role
-
-ABSTENTION = "unclear"
 
 Questions = tuple[Int[Array, "B G T"], Bool[Array, "B G T"]]
 # (text as tokens, number of the model that reads it, of the model that wrote it: the target is 0, then come the
@@ -44,7 +43,8 @@ def examine(
     ids, empty = jnp.stack([each.id for each in said]), jnp.stack([each.empty for each in said])
 
     unsure = jnp.exp(jnp.stack([each.logp for each in said[1:]])).mean(0) < reward.confidence
-    abstention = text_answer_id(ABSTENTION)
+    abstention, *others = map(text_answer_id, ABSTENTIONS)
+    ids = jnp.where(jnp.isin(ids, np.array(others, np.uint32)), np.uint32(abstention), ids)
 
     def judged(agreement: float) -> Outcome:
         return disagreement(ids[0], empty[0], ids[1:], empty[1:], abstention, agreement, unsure=unsure, **flaws)

@@ -25,6 +25,8 @@ NUMBER_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 )  # fmt: skip
+ABSTENTIONS = ("unclear", "unanswerable", "unknown", "i dont know")
+"""What counts as no answer, normalised: the word of the embedded world, VQA's, and what models say besides."""
 _ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 _MARKS = re.compile(
     r"(?P<kept>(?<=[0-9])\.(?=[0-9]))|(?P<dropped>(?<=[0-9]),(?=[0-9])|')|(?P<space>[\x00-/:-@\[-`{-\x7f])"

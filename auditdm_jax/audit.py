@@ -198,7 +198,7 @@ def main(config: AuditConfig) -> dict[str, Any]:
     for name, rows in kept.items():
         originals = [found.originals.get(row.image_id) for row in rows]
         discoveries.write(files[name], rows, [found.pngs[row.image_id] for row in rows], config.seed, originals)
-    summary = summarize(found.rows, found.prompt_only) | {
+    summary = summarize(found.rows, found.prompt_only, oracle=not spec) | {
         "auditor": {"name": trained or models.auditor, "trained": bool(trained)},
         "models": models,
         "reference_health": reference_health(

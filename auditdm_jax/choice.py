@@ -25,9 +25,9 @@ failed; of the 60 whose middle one it gave least, 0.26, 0.08 did."""
 WORTH = 0.3
 """A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be
 asked."""
-COST = 0.03
-"""The cheapest topics are asked, as long as all together cost so many failures an image: what shows seldom is found,
-too, and no auditor spends more on it than another."""
+COST = 0.032
+"""The cheapest topics are asked, as long as all together cost this share of the failures that are expected without any:
+what shows seldom is found, too, and no auditor spends more on it than another."""
 CHEAP = 0.78
 """And here it costs little: of topics, of which the critic has seen few questions, it expects too little rather."""
 VARIETY = 0.35
@@ -45,10 +45,10 @@ class Guide(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What topics would have cost so far. of: failures, by topic. images: of how many that were asked about."""
+    """What topics would have cost so far. of: failures, by topic. failures: expected where none is asked."""
 
     of: Float[np.ndarray, "K"] | float = 0.0
-    images: int = 0
+    failures: float = 0.0
 
 
 NONE = Costs()
@@ -108,7 +108,7 @@ def share_out(
     Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
     beside the best of the image's others, `beside` (without a topic) or another topic's, and nowhere if that is below
     `WORTH`; but of the topics for which that costs least alone, in these images and those before, as many as together
-    cost `COST` failures an image.
+    cost `COST` of the failures without a topic.
     Where a topic is `CHEAP`, `VARIETY` times as many at least as if topics and questions without one were asked alike.
     The topic that is worth least chooses first.
     """
@@ -127,8 +127,8 @@ def share_out(
     for topic in range(chance.shape[1]):
         left, before = best(topic)
         here[topic] = loss[left[before < quota], topic].sum()
-    costs = Costs(costs.of + here, costs.images + len(chance))
-    affordable = np.argsort(costs.of, kind="stable")[np.cumsum(np.sort(costs.of)) <= COST * costs.images]
+    costs = Costs(costs.of + here, costs.failures + float(beside.sum()))
+    affordable = np.argsort(costs.of, kind="stable")[np.cumsum(np.sort(costs.of)) <= COST * costs.failures]
     enough = VARIETY * len(chance) / (chance.shape[1] + 1)
     for topic in affordable[np.argsort(worth.max(0, initial=0.0)[affordable], kind="stable")]:
         left, before = best(topic)

@@ -213,7 +213,7 @@ class AuditConfig(RunPaths):
     topic_share: float = 0.13
     """Failures that questions with a topic are expected to bring, each topic as many, as a share of the images that are
     asked about as they are (of a run that has topics, see reward.topic-share). Topics are asked where the critic finds
-    them worth it, the cheapest first, as long as they cost less than 3 % of the failures."""
+    them worth it, the cheapest first, as long as they cost 3 % of the failures, and where they cost little."""
     batch_size: int = 256
     """Images that go through a model at once; the auditor writes the candidates of all of them at once."""
 

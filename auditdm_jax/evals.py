@@ -102,7 +102,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     rate, scale = successes / n, 1 + z * z / n
     middle = (rate + z * z / (2 * n)) / scale
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / scale
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # The ends of none and of all are exact: rounding would leave the rate itself outside.
+    return (middle - half if successes else 0.0), (middle + half if successes < n else 1.0)
 
 
 def accuracy(answers: Sequence[str], truths: Sequence[str], skills: Sequence[str]) -> dict:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from auditdm_jax.errors import one_line
-from auditdm_jax.outcomes import UNREAD, Examined, shared_answer, vote
+from auditdm_jax.outcomes import UNREAD, Examined, is_answer, shared_answer, vote
 from auditdm_jax.taxonomy import Rate, interval, rate_of
 
 CLONE_SHARE = 0.8
@@ -30,7 +30,8 @@ def reference_health(
     sense all the same. The judge is the oracle, or the verifier where there is none.
     leave_one_out: of the questions on which the other references share an answer, or that there is none, those where
     this one says the same. pairs: of all questions, and of those that one of the two gets wrong, those that both answer
-    alike, the target's pairs among them.
+    alike, the target's pairs among them. Wrong is there what is known to be: not what a verifier says nothing of, or
+    says alone against all models, nor an answer to what the oracle cannot read.
     """
     asked = [row for row in rows if row.outcome not in ("empty", "overlong", "spoiled")]
     truths = [_truth(row, oracle) for row in asked]
@@ -40,6 +41,11 @@ def reference_health(
         (number, name): [vote(row.reference_answers[number]) for row in asked] for number, name in enumerate(references)
     }
     named = {(-1, target): [vote(row.target_answer) for row in asked], **answers}
+
+    def known(pair: set) -> list[str | None]:
+        others = [said for key, said in named.items() if key not in pair]
+        return [_known(row, oracle, [said[i] for said in others]) for i, row in enumerate(asked)]
+
     return {
         "judged_by": "oracle" if oracle else "verifier",
         "consensus_wrong": rate_of(len(wrong), len(shared))._asdict(),
@@ -51,7 +57,7 @@ def reference_health(
             if len(references) > 1
         ],
         "pairs": [
-            {"models": [one[1], other[1]]} | _alike(named[one], named[other], truths)
+            {"models": [one[1], other[1]]} | _alike(named[one], named[other], known({one, other}))
             for one, other in combinations(named, 2)
         ],
     }
@@ -66,15 +72,24 @@ def _truth(row: Examined, oracle: bool) -> str:
     return vote(row.oracle_answer if oracle and row.condition != UNREAD else row.verifier_answer)
 
 
+def _known(row: Examined, oracle: bool, others: Sequence[str]) -> str | None:
+    """What is known to be true, None for nothing. others: what all models say but the two that are compared."""
+    if oracle and row.condition != UNREAD:
+        return None if row.outcome == "unparsable" else vote(row.oracle_answer)
+    said = vote(row.verifier_answer)
+    return said if is_answer(said) and (not others or said in others) else None
+
+
 def _leave_one_out(said: Sequence[str], others: Sequence[Sequence[str]], agreement: float) -> dict[str, Any]:
     consensus = [shared_answer(answers, agreement) for answers in zip(*others, strict=True)]
     same = [answer == wanted for answer, wanted in zip(said, consensus, strict=True) if wanted is not None]
     return rate_of(sum(same), len(same))._asdict()
 
 
-def _alike(one: Sequence[str], other: Sequence[str], truths: Sequence[str]) -> dict[str, Any]:
+def _alike(one: Sequence[str], other: Sequence[str], truths: Sequence[str | None]) -> dict[str, Any]:
     same = np.array([a == b for a, b in zip(one, other, strict=True)], bool)
-    errs = np.array([not a == b == truth for a, b, truth in zip(one, other, truths, strict=True)], bool)
+    apart = [truth is not None and not a == b == truth for a, b, truth in zip(one, other, truths, strict=True)]
+    errs = np.array(apart, bool)
     wrong = rate_of(int(same[errs].sum()), int(errs.sum()))
     return {
         "same": rate_of(int(same.sum()), len(same))._asdict(),

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from auditdm_jax.answers import normalize
+from auditdm_jax.answers import ABSTENTIONS, normalize
+from auditdm_jax.reward import votes_needed
 from auditdm_jax.scenes.language import UNCLEAR, parse
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.world import Scene
@@ -30,6 +31,8 @@ OUTCOMES = {
 """What can become of a question: exactly one of these, the first that holds. The names are those of training
 (`reward.Outcome`), where nobody can tell which questions parse."""
 
+NOT_ASKED = ("empty", "overlong", "spoiled", "unparsable")
+"""Of these, what never came to an answer that means something."""
 
 UNREAD = "image not read"
 """Condition of a question about a new image that shows no scene of the world any more."""
@@ -106,7 +109,7 @@ class Examined(NamedTuple):
 
 def is_answer(text: str) -> bool:
     """Whether something was said, and it is not an abstention."""
-    return normalize(text) not in ("", UNCLEAR)
+    return normalize(text) not in ("", *ABSTENTIONS)
 
 
 def vote(answer: str) -> str:
@@ -123,8 +126,7 @@ def shared_answer(answers: Sequence[str], agreement: float) -> str | None:
     votes = [vote(answer) for answer in answers]
     (winner, count), *others = Counter(votes).most_common(2)
     tied = bool(others) and others[0][1] == count
-    # A share written as 0.667 means two of three.
-    if tied or count < agreement * len(answers) - 0.01:
+    if tied or count < votes_needed(agreement, len(answers)):
         return None
     return answers[votes.index(winner)] if winner != UNCLEAR else UNCLEAR
 

@@ -43,8 +43,8 @@ class Reward:
     diversity: float = 200.0
     """c in floor + (1 - floor) / (1 + c * frequency): how much less a kind often found earns; 0 = nothing."""
     novelty: Literal["answer", "ngrams", "cells"] = "answer"
-    """Whose frequency that is: of the consensus answer among the failures, of the question's word sequences among the
-    questions, or of both together (a word sequence with an answer) among the failures."""
+    """Whose frequency that is: of the consensus answer among what earned something, of the question's word sequences
+    among the questions, or of both together (a word sequence with an answer) among what earned something."""
     ngram: int = 2
     """Length of those sequences, in tokens."""
     scope: Literal["archive", "group"] = "archive"
@@ -123,9 +123,12 @@ def consensus(
     in_front = votes == most
     winner = jnp.where(in_front, reference_ids, jnp.uint32(2**32 - 1)).min(0)
     tied = (in_front & (reference_ids != winner)).any(0)
-    # In whole references, so that 2 of 3 reach an agreement of 0.6667 however it is rounded.
-    needed = max(1, math.ceil(agreement * len(reference_ids) - 0.01))
-    return winner, (most >= needed) & ~tied
+    return winner, (most >= votes_needed(agreement, len(reference_ids))) & ~tied
+
+
+def votes_needed(agreement: float, references: int) -> int:
+    """How many of the references a share in (0, 1] is: of 3, 0.66 and 0.67 are 2, for shares are written rounded."""
+    return max(1, math.ceil(references * (agreement - 0.005) - 1e-9))
 
 
 def disagreement(

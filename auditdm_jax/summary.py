@@ -39,9 +39,10 @@ def sensitivity(rows: Sequence[Examined]) -> dict[str, Any]:
     return rate_of(sum(row.flipped for row in pairs), len(pairs))._asdict()
 
 
-def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict[str, Any]:
-    """The numbers of summary.json. Failure types and skills count questions that have an answer, and their
-    verified failures. Of a new image that could not be read no condition is known, so it is in no type."""
+def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined], oracle: bool = True) -> dict[str, Any]:
+    """The numbers of summary.json. oracle: whether one judges, or else the verifier. Failure types and skills count
+    questions that have an answer, and their verified failures. Of a new image that could not be read no condition is
+    known, so it is in no type."""
     counted = [row for row in rows if row.answerable]
     skills = tally([row.skill for row in counted], [row.verified for row in counted])
     typed = [row for row in counted if row.condition != UNREAD]
@@ -50,7 +51,7 @@ def summarize(rows: Sequence[Examined], prompt_only: Sequence[Examined]) -> dict
     cells = [f"{row.skill}/{row.condition}/{vote(row.consensus)}" for row in typed if row.verified]
     before, after = success(prompt_only), success(rows)
     channels = [name for name in CHANNELS if any(row.channel == name for row in rows)]
-    found = weaknesses(rows)
+    found = weaknesses(rows, oracle)
     gain = after["verified"]["rate"] / before["verified"]["rate"] if before["verified"]["count"] else None
     return after | {
         "prompt_only": before,

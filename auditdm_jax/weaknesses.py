@@ -10,7 +10,8 @@ chose them; what all models find hard, and noise, is in both counts. A type is a
 K is Tarone's (1990): types in which no reference has discordant answers enough to reach the level are not counted among
 those tested. The level holds for the chance of any false weakness of a target that has none; the second condition
 leaves out what is certain and small. Right and wrong are the oracle's to say, or else the verifier's; who says nothing
-is neither.
+is neither. All questions that the judge answers count, whether or not the references share an answer: where they do
+they are right more often than each of them is, and the target would not have that advantage.
 
 Types overlap (a skill, its conditions, concepts), and one gap shows in many. So they are found one by one, each time
 the one that explains most, and its questions are set aside before the rest is tested again. A skill is named only where
@@ -25,8 +26,9 @@ from jaxtyping import Bool
 from scipy.special import bdtrc, xlogy
 
 from auditdm_jax.answers import normalize
-from auditdm_jax.outcomes import UNREAD, Examined, is_answer
+from auditdm_jax.outcomes import NOT_ASKED, UNREAD, Examined, is_answer
 from auditdm_jax.scenes.gaps import types_of
+from auditdm_jax.taxonomy import answer_kind
 
 ALPHA = 0.05
 """Chance, at most, that an audit of a target without weaknesses names one."""
@@ -56,11 +58,14 @@ class Weakness(NamedTuple):
     p_value: float
 
 
-def weaknesses(rows: Sequence[Examined]) -> list[Weakness]:
-    """The weaknesses that an audit's rows show, those that explain most first."""
-    known = [row for row in rows if row.answerable and row.skill and row.condition != UNREAD]
-    asked = [(row, row.oracle_answer or row.verifier_answer) for row in known]
-    judged = [(row, truth) for row, truth in asked if is_answer(truth)]
+def weaknesses(rows: Sequence[Examined], oracle: bool) -> list[Weakness]:
+    """The weaknesses that an audit's rows show, those that explain most first. oracle: whether one judges."""
+    asked = [row for row in rows if row.outcome not in NOT_ASKED and row.skill and row.condition != UNREAD]
+    if not oracle:  # a question's condition is the kind of its answer
+        asked = [
+            row._replace(oracle_answer=row.verifier_answer, condition=answer_kind(row.verifier_answer)) for row in asked
+        ]
+    judged = [(row, row.oracle_answer) for row in asked if is_answer(row.oracle_answer)]
     if not judged or not all(row.reference_answers for row, _ in judged):
         return []
     members: dict[str, np.ndarray] = {}

@@ -108,6 +108,16 @@ def test_a_run_that_fails_does_not_stop_the_others(fake, tmp_path):
     assert fake.done == [("train", 0, 1), ("audit", 0, 1)]
 
 
+def test_no_other_cell_takes_the_first_ones_place(fake, tmp_path):
+    fake.broken |= {(0, 0), (0, 1), (0, 2)}
+    with pytest.raises(UserError, match="3 of 6 runs failed"):
+        ablate(fake.config)
+    text = (tmp_path / "s" / "table.md").read_text()
+    assert "| reward.diversity=0 |  | - | - | - | - |" in text
+    assert "Differences from reward.diversity=0, seed by seed:" in text
+    assert "Nothing can be said" in text
+
+
 def test_a_defect_in_a_run_does_not_stop_the_others(fake, tmp_path, monkeypatch, capsys):
     """Memory that is too small for one cell, say."""
     inner = module.train

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auditdm_jax import training
+from auditdm_jax import answering, training
 from auditdm_jax.answering import Answer, answer, answer_logps, consensus_words, examine
+from auditdm_jax.answers import ABSTENTIONS, normalize, text_answer_id
 from auditdm_jax.config import Models, TrainConfig
 from auditdm_jax.prompts import PromptTemplate, answer_text, expanded_text, padded, texts_of, token_ids
 from auditdm_jax.reward import Reward, disagreement
@@ -152,3 +153,20 @@ def test_the_text_of_an_answer_survives_its_translation(players):
     ids, words = tokens_of(players.target, [["top left", "3"]], 3)
     moved = training.retokenizer(players)((ids, words), 1, 0)
     assert texts_of(players.references[0].tokenizer, *moved) == ["top left", "3"]
+
+
+@pytest.mark.parametrize("word", ABSTENTIONS)
+def test_whatever_the_word_an_abstention_is_no_answer(players, images, monkeypatch, word):
+    """The target abstains, then a reference, then both references, each in a word of its own."""
+    said = [[word, "red", "blue"], ["red", word, word], ["red", "red", "unclear"]]
+    assert normalize(word) == word
+    ids = iter([jnp.array([[text_answer_id(text) for text in row]] * 2, jnp.uint32) for row in said])
+    monkeypatch.setattr(
+        answering, "answer", lambda *_: Answer(next(ids), jnp.zeros((2, 3), bool), None, None, jnp.zeros((2, 3)))
+    )
+    cast = training.cast_of(players, ["?"])
+    frozen = Frozen(players.auditor.params, players.target.params, tuple(vlm.params for vlm in players.references))
+    outcome = examine(frozen, cast, images, tokens_of(players.auditor, QUESTIONS), FLAWS, Reward(), 3, None)
+    assert outcome.target_unanswered.tolist() == [[True, False, False]] * 2
+    assert outcome.no_consensus.tolist() == [[False, True, False]] * 2
+    assert outcome.abstained.tolist() == [[False, False, True]] * 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_zoo import tiny
 
-from auditdm_jax.evals import Answerer
+from auditdm_jax.evals import Answerer, wilson
 
 QUESTIONS = ["what color is the star?", "how many objects are there?", "what is the weather?"]
 
@@ -35,3 +35,10 @@ def test_drawn_answers_depend_on_the_seed_alone(asked):
     assert len(set(drawn[0])) > 1
     assert drawn == answerer.answers(images, QUESTIONS, 4, 1.0, seed=1)
     assert drawn != answerer.answers(images, QUESTIONS, 4, 1.0, seed=2)
+
+
+def test_the_interval_holds_the_rate_at_its_ends_too():
+    for n in range(1, 400):
+        assert wilson(0, n)[0] == 0.0 < wilson(0, n)[1] < 1
+        assert 0 < wilson(n, n)[0] < wilson(n, n)[1] == 1.0
+    assert wilson(5, 20) == pytest.approx((0.1119, 0.4687), abs=1e-4)  # Newcombe 1998's formula, by hand

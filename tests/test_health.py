@@ -96,6 +96,27 @@ def test_a_planted_clone_is_found(clone_of, share, found):
     assert sum("answer alike" in line for line in health_lines(result)) == len(found)
 
 
+@pytest.mark.parametrize(("silent", "mistaken"), [(0.3, 0.0), (0.0, 0.3)])
+def test_a_poor_verifier_makes_no_clones(silent, mistaken):
+    """References that err in 2 %, each for itself, and a true clone of one of them."""
+    rng = np.random.default_rng(0)
+
+    def said(error: float) -> str:
+        return f"w{rng.integers(9)}" if rng.random() < error else "1"
+
+    rows = []
+    for _ in range(1500):
+        a, b = said(0.02), said(0.02)
+        judge = "unclear" if rng.random() < silent else said(mistaken)
+        rows.append(row("how many dogs?", None, said(0.1), a, b, a, verifier=judge))
+    assert [pair["models"] for pair in health(rows, oracle=False)["pairs"] if pair["clones"]] == [["a", "c"]]
+
+
+def test_nobody_errs_where_the_oracle_cannot_read_the_question():
+    rows = [row(NONSENSE, SCENES[0], "x", RED, RED, RED)] * 30
+    assert [pair["same_where_wrong"]["n"] for pair in health(rows)["pairs"]] == [0] * 6
+
+
 def test_models_that_are_always_right_are_no_clones():
     rows = [row(WEATHER, scene, "foggy", *[scene.weather] * 3) for scene in SCENES[:100]]
     result = health(rows)

@@ -39,7 +39,7 @@ def test_consensus(answers, agreement, consensus):
 def test_consensus_on_text_is_that_of_the_reward_on_ids():
     words = ("red", "Red!", "2", "two", "blue", "", "unclear")
     rng = np.random.default_rng(0)
-    for agreement in (0.3, 0.5, 0.667, 1.0):
+    for agreement in (0.3, 0.5, 0.66, 0.667, 0.67, 1.0):
         panels = [tuple(rng.choice(words, size=4)) for _ in range(50)]
         ids = np.array([[text_answer_id(word) or text_answer_id("unclear") for word in row] for row in panels])
         winners, shared = consensus(jnp.asarray(ids.T.astype(np.uint32)), agreement)
@@ -66,6 +66,8 @@ def of_scene(question: str, target: str, reference: str, ended: bool = True):
         ("what color is the star?", " ", "red", "target_unanswered", False),
         ("what color is the star?", "blue", "unclear", "abstained", False),
         ("what color is the star?", "blue", "", "abstained", False),
+        ("what color is the star?", "blue", "Unanswerable.", "abstained", False),
+        ("what color is the star?", "I don't know", "red", "target_unanswered", False),
         ("what color is the circle?", "blue", "red", "claimed", False),  # no answer in this scene
         ("what hour does the clock show?", "4", "three", "claimed", True),
         ("who painted this?", "blue", "red", "unparsable", False),

@@ -126,12 +126,30 @@ def row(target: str, oracle: str = "red", references=("red", "red"), **changes) 
 def test_an_audits_rows():
     right = [row("red")] * 20
     failures = [row("blue")] * 30
-    assert weaknesses([]) == weaknesses(right) == []
-    (found,) = weaknesses(right + failures)
+    assert weaknesses([], True) == weaknesses(right, True) == []
+    (found,) = weaknesses(right + failures, True)
     assert (found.n, found.failures, found.excess) == (50, 30, 0.6)
     assert found.name in ("color", "color/small object", "concept/ring", "concept/red")
-    assert weaknesses(right + [row("unclear")] * 30) == []
-    assert weaknesses(right + [row("blue", references=("blue", "red"))] * 30) == []
-    assert weaknesses(right + [row("blue", answerable=False)] * 30) == []
-    unread = [each._replace(oracle_answer="", verifier_answer="red") for each in right + failures]
-    assert [w.failures for w in weaknesses(unread)] == [30]
+    assert weaknesses(right + [row("unclear")] * 30, True) == []
+    assert weaknesses(right + [row("blue", references=("blue", "red"))] * 30, True) == []
+    assert weaknesses(right + [row("blue", oracle_answer="")] * 30, True) == []
+    assert weaknesses(right + [row("blue", outcome="overlong")] * 30, True) == []
+    judged = [each._replace(oracle_answer="", verifier_answer="red") for each in right + failures]
+    assert [w.failures for w in weaknesses(judged, False)] == [30]
+    assert weaknesses(judged, True) == []
+    assert weaknesses([each._replace(verifier_answer="unclear") for each in judged], False) == []
+
+
+@pytest.mark.parametrize("errors", [(0.2, 0.2), (0.15, 0.3)])
+def test_level_where_a_verifier_judges(errors):
+    """Photos: target and references err each for itself, the target no more often. Where the references agree they are
+    nearly always right: were only such questions compared, each of these audits would name a weakness."""
+    rng = np.random.default_rng(0)
+    rates = (errors[0], *[errors[1]] * 3)
+
+    def audit() -> list[Examined]:
+        said = [[f"w{rng.integers(9)}" if rng.random() < rate else "red" for rate in rates] for _ in range(500)]
+        asked = Asked("", "what color is the car?")
+        return [examine(asked, Answers(target, tuple(others), "red"), 1.0) for target, *others in said]
+
+    assert sum(bool(weaknesses(audit(), False)) for _ in range(20)) <= 2
