@@ -12,6 +12,7 @@ compiles once.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,10 +26,11 @@ from auditdm_jax.asking import Answer, Ask, Asking, Images, Panel, load_panel
 from auditdm_jax.choice import Guide
 from auditdm_jax.config import AuditConfig, TrainConfig
 from auditdm_jax.critic import read_critic
-from auditdm_jax.data import ImageSource, open_images, reasons, trained_files
+from auditdm_jax.data import ImageSource, open_images, reasons, trained_places
 from auditdm_jax.errors import one_line
 from auditdm_jax.files import write_json
 from auditdm_jax.health import health_lines, reference_health
+from auditdm_jax.layout import used_by_all
 from auditdm_jax.outcomes import Answers, Examined, consensus_of, examine
 from auditdm_jax.runs import audit_settings
 from auditdm_jax.scenes.dataset import SceneSource
@@ -150,13 +152,12 @@ def open_unseen(
     """
     if not spec:
         return SceneSource("validation", 500 + seed, batch_size)  # seeds apart from those that training watched
-    known = {Path(item).expanduser().resolve() for item in trained_on}
-    split: Any = "heldout" if any(Path(item).expanduser().resolve() in known for item in spec) else "all"
-    unseen = dict(split=split, num_epochs=1, leave_out=frozenset() if split == "heldout" else trained_files(trained_on))
-    source = open_images(spec, size, batch_size, seed, **unseen)
-    if source.num_images < batch_size:  # a batch is never larger than the images there are
-        source = open_images(spec, size, source.num_images, seed, **unseen)
-    return source
+    # Where the images are the same, which were held out is known without finding them twice.
+    unseen = {"split": "heldout"} if spec == trained_on else {"leave_out": trained_places(trained_on)}
+    opened: Any = partial(open_images, spec, size, seed=seed, num_epochs=1, **unseen)
+    source = opened(batch_size=batch_size)
+    # A batch is never larger than the images there are.
+    return source if source.num_images >= batch_size else opened(batch_size=source.num_images)
 
 
 def guide_of(config: AuditConfig, settings: TrainConfig) -> Guide | None:
@@ -184,6 +185,8 @@ def main(config: AuditConfig) -> dict[str, Any]:
     panel, size = load_panel(trained, settings, config.temperature, batch_size, guide)
     spec = config.images or settings.images
     source = open_unseen(spec, settings.images, size, batch_size, config.seed)
+    at_once = min(batch_size, source.num_images) if isinstance(source, ImageSource) else batch_size
+    used_by_all(settings.probing, at_once, "--batch-size and --questions, give more --images,")
     limits = (config.questions, config.prompt_only_questions, settings.reward.agreement, config.seed)
     found = audit(panel, source, *limits)
 

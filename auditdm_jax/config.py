@@ -4,6 +4,7 @@ Those of the policy gradient (`GRPO`) are in conventions.py, those of the reward
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import tyro
@@ -64,7 +65,8 @@ class Probing:
     """Diffusion pipeline that draws captions."""
     old_questions: float = 0.5
     """Share of the new images of which a question is asked that was written for the old image, by the auditor before
-    training; the others are asked a new one, by the auditor that is trained."""
+    training; the others are asked a new one, by the auditor that is trained. Of each channel's images in a batch, of
+    which one is all or nothing."""
     command_instruction: str = COMMAND_INSTRUCTION
     """p_e: what the auditor is told for a command."""
     caption_instruction: str = CAPTION_INSTRUCTION
@@ -115,6 +117,11 @@ class Models:
             raise UserError(f"the references contain the target {self.target!r}: leave it out of --references")
         if not self.references:
             raise UserError("references is empty: name at least one model (two or more are needed for agreement)")
+
+
+def from_anywhere(images: tuple[str, ...]) -> tuple[str, ...]:
+    """The same images, named so that they are found from another directory too."""
+    return tuple(item if item.startswith("hf://") else str(Path.cwd() / Path(item).expanduser()) for item in images)
 
 
 def check_rank(lora_rank: int) -> None:
@@ -175,6 +182,7 @@ class TrainConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "images", from_anywhere(self.images))
         counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens")
         at_least_one(self, *counts, "probe_every", "checkpoint_every")
         check_rank(self.lora_rank)
@@ -219,6 +227,7 @@ class AuditConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "images", from_anywhere(self.images))
         at_least_one(self, "questions", "prompt_only_questions", "candidates", "batch_size")
         if not 0 <= self.topic_share <= 1:
             raise UserError(f"topic-share is {self.topic_share}: it is a share, from 0 to 1")
@@ -237,7 +246,8 @@ class RectifyConfig(RunPaths):
     references: tuple[str, ...] = ()
     """By default those of the run's audit."""
     images: tuple[str, ...] = ()
-    """Further images to ask about, as for train; by default those the run was trained on."""
+    """Further images to ask about, as for train; by default those the run was trained on, else those it was audited
+    on."""
     steps: int = 1000
     """Updates in each arm. A skill is learned in a jump, late: after 600 half of the jumps are missing."""
     images_per_step: int = 16
@@ -255,10 +265,12 @@ class RectifyConfig(RunPaths):
     """Recompute activations in the backward pass: less memory, more time."""
     test_questions: int = 2000
     """Test questions, in equal numbers over the skills, for each evaluation."""
+    batch_size: int = 256
+    """Questions that a model answers at once; the auditors write those of half as many images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "steps", "images_per_step", "test_questions")
+        at_least_one(self, "steps", "images_per_step", "test_questions", "batch_size")
         check_rank(self.lora_rank)
         if self.questions_per_image % 2 or self.questions_per_image < 2:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be even, half are the audit's")

@@ -10,7 +10,7 @@ Image ids are text from files and so untrusted (see image_files).
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
@@ -53,7 +53,7 @@ def open_images(
     *,
     split: Split = "all",
     num_epochs: int | None = None,
-    leave_out: frozenset[Path] = frozenset(),
+    leave_out: Set[tuple[Path, int]] = frozenset(),
     max_pixels: int = MAX_PIXELS,
     num_threads: int = 2,
 ) -> "ImageSource":
@@ -63,13 +63,13 @@ def open_images(
     `datasets`' `save_to_disk` writes), an image, a Parquet or Arrow file, a glob (`**` allowed), or
     `hf://datasets/OWNER/NAME`, fetched from the hub. `split` divides the images by a hash of their ids, so
     the same image is on the same side in every run and whatever else the folder holds (of a few images, at least one
-    is held out). `leave_out`: files that are not opened.
+    is held out). `leave_out`: places of records that are not among them, see `trained_places`.
 
     Raises UserError for an item that is missing or has no images, an unreadable table, or if all are left out.
     """
     if not spec:
         raise UserError("no images are named; give --images a folder, a glob or a Parquet file")
-    records = [record for record in find_images(spec) if not (leave_out and _file_of(record) in leave_out)]
+    records = [record for record in find_images(spec) if record.place not in leave_out]
     if not records:
         raise UserError("training saw every one of these images; give --images that it did not see")
     if split != "all":
@@ -145,7 +145,7 @@ class ImageSource:
         """Goes to a position. Raises UserError if it was taken over other images."""
         if state.get("images") != self._fingerprint:
             raise UserError(
-                "the images are not those of the checkpoint (some were added, removed or renamed); "
+                "the images are not those of the checkpoint (some were added, removed, renamed or changed); "
                 "bring them back, or begin a new run with another --name"
             )
         with self._lock:
@@ -154,7 +154,9 @@ class ImageSource:
 
     @cached_property
     def _fingerprint(self) -> str:
-        ids = "\0".join(record.image_id for record in self._records)
+        """Of the ids, and of the sizes of the files that they are in."""
+        sizes = {file: file.stat().st_size if file.exists() else 0 for file in {r.file for r in self._records}}
+        ids = "\0".join(f"{record.image_id}\0{sizes[record.file]}" for record in self._records)
         return hashlib.blake2b(ids.encode(), digest_size=16).hexdigest()
 
     def _load(self, index: int) -> tuple[str, np.ndarray] | None:
@@ -190,20 +192,22 @@ def held_out_ids(image_ids: Sequence[str]) -> set[str]:
     return set(ordered[: min(max(count, 1), len(ordered) - 1)])
 
 
-def trained_files(spec: Sequence[str]) -> frozenset[Path]:
-    """The image files that training on `spec` sees, links followed; rows of tables have none of their own."""
+def trained_places(spec: Sequence[str]) -> set[tuple[Path, int]]:
+    """The places of the images that training on `spec` sees, as far as they are still there; of a single image, which
+    both sides are, none."""
     try:
-        records = find_images(spec) if spec else []
-    except UserError:  # they are gone: nothing that can be opened now is among them
-        return frozenset()
+        records = find_images(spec)
+    except UserError:  # something is gone
+        records = find_images([item for item in spec if _has_images(item)])
     held_out = held_out_ids([record.image_id for record in records])
-    return frozenset(
-        file for record in records if (file := _file_of(record)) is not None and record.image_id not in held_out
-    )
+    return {record.place for record in records if record.image_id not in held_out} if len(records) > 1 else set()
 
 
-def _file_of(record: Record) -> Path | None:
-    return record.origin.resolve() if isinstance(record.origin, Path) else None
+def _has_images(item: str) -> bool:
+    try:
+        return bool(find_images([item]))
+    except UserError:
+        return False
 
 
 def reasons(skipped: Mapping[str, int]) -> str:

@@ -52,9 +52,12 @@ class Answerer:
         finer = 1 if vlm.tokenizer.get_vocab() == auditor.tokenizer.get_vocab() else 2
         return cls(vlm, finer * settings.max_question_tokens, settings.max_answer_tokens, batch_size)
 
-    def __call__(self, images: np.ndarray, questions: Sequence[str], progress: str = "") -> list[str]:
-        """images: uint8 [N, H, W, 3]; questions: N strings. N greedy answers."""
-        return [answer for (answer,) in self.answers(images, questions, 1, 0.0, progress=progress)]
+    def __call__(
+        self, images: np.ndarray, questions: Sequence[str], progress: str = "", shown: np.ndarray | None = None
+    ) -> list[str]:
+        """images: uint8 [N, H, W, 3]; questions: N strings. N greedy answers. shown: number of the image that each
+        question is about, where several are about one."""
+        return [answer for (answer,) in self.answers(images, questions, 1, 0.0, progress=progress, shown=shown)]
 
     def answers(
         self,
@@ -65,6 +68,7 @@ class Answerer:
         *,
         seed: int = 0,
         progress: str = "",
+        shown: np.ndarray | None = None,
     ) -> list[list[str]]:
         """`count` answers to each question, drawn at a temperature; at 0 each is the greedy one."""
         config, answers = self.vlm.config, []
@@ -77,7 +81,7 @@ class Answerer:
             filled = words[rows] + [[]] * (self.batch_size - size)
             ids, mask = padded(filled, longest, config.pad_token_id)
             pictures = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
-            pictures[:size] = images[rows]
+            pictures[:size] = images[rows if shown is None else shown[rows]]
             done = answers_of(
                 self.vlm.params,
                 config,

@@ -24,11 +24,17 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 
 
 class Record(NamedTuple):
-    """Where one encoded image lies: a file, or a row of a column of bytes."""
+    """Where one encoded image lies: a file (links followed), or of a table a row of its column of bytes."""
 
     image_id: str
-    origin: "Path | pa.ChunkedArray"
+    file: Path
     row: int = 0
+    column: pa.ChunkedArray | None = None
+
+    @property
+    def place(self) -> tuple[Path, int]:
+        """What tells one image from another, however it was named."""
+        return self.file, self.row
 
 
 def find_images(spec: Sequence[str]) -> list[Record]:
@@ -97,6 +103,7 @@ def _records_of(root: Path, file: Path) -> list[Record]:
     # File names need not be UTF-8; ids must be, to be hashed and written to Parquet.
     image_id = relative.encode(errors="backslashreplace").decode()
     kind = file.suffix.lower()
+    file = file.resolve()
     if kind not in TABLE_SUFFIXES:
         return [Record(image_id, file)]
     try:
@@ -107,7 +114,7 @@ def _records_of(root: Path, file: Path) -> list[Record]:
         raise UserError(
             f"{one_line(file)} cannot be read as a {kind} table ({one_line(error, 80)}); write it again"
         ) from None
-    return [Record(f"{image_id}#{row}", column, row) for row in range(len(column))]
+    return [Record(f"{image_id}#{row}", file, row, column) for row in range(len(column))]
 
 
 def _parquet_images(file: Path) -> pa.ChunkedArray:
@@ -164,9 +171,9 @@ def _image_column(schema: pa.Schema, file: Path) -> str:
 def encoded(record: Record) -> bytes | Path:
     """What the decoder takes. Raises BadImage if the row is empty: a path in a table is text from a stranger
     and is not followed."""
-    if isinstance(record.origin, Path):
-        return record.origin
-    data = record.origin[record.row].as_py()
+    if record.column is None:
+        return record.file
+    data = record.column[record.row].as_py()
     if not data:
         raise BadImage("no image bytes in the row")
     return data

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Int
 
-from auditdm_jax.config import CHANNELS, Probing, TrainConfig
+from auditdm_jax.config import CHANNELS, Probing
 from auditdm_jax.errors import UserError
 
 QUESTION = CHANNELS.index("question")
@@ -73,12 +73,12 @@ def layout(probing: Probing, images: int) -> Layout:
     return Layout(tuple(rows), tuple(are_old))
 
 
-def used_by_all(config: TrainConfig) -> None:
-    """Raises UserError if a batch has too few images for one of the channels."""
-    shared_out = layout(config.probing, config.images_per_step)
-    for channel in config.probing.channels:
+def used_by_all(probing: Probing, images: int, more: str = "--images-per-step") -> None:
+    """Raises UserError if a batch has too few images for one of the channels. more: what makes batches larger."""
+    shared_out = layout(probing, images)
+    for channel in probing.channels:
         if not len(shared_out.through(channel)):
             raise UserError(
-                f"of {config.images_per_step} images a step none goes through the channel {channel}; raise "
-                "--images-per-step or its weight, or leave it out"
+                f"of {images} images at a time none goes through the channel {channel}; raise {more} or its weight, "
+                "or leave it out"
             )

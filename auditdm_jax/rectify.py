@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from auditdm_jax import discoveries
 from auditdm_jax.answers import normalize
 from auditdm_jax.config import RectifyConfig, TrainConfig
-from auditdm_jax.data import Split, open_images, reasons
+from auditdm_jax.data import reasons
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.evals import Answerer, accuracy
 from auditdm_jax.files import atomic_folder, write_json
@@ -36,10 +35,11 @@ from auditdm_jax.finetune import Batch, Encoder, fit, init_state, make_optimizer
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import consensus_of
+from auditdm_jax.pool import pool_of, unseen_first
 from auditdm_jax.prompts import token_ids
 from auditdm_jax.rollout import ask_many
-from auditdm_jax.runs import audited_models, trained_auditor, training_settings
-from auditdm_jax.scenes.dataset import balanced_set, scenes_of
+from auditdm_jax.runs import audited_images, audited_models, trained_auditor, training_settings
+from auditdm_jax.scenes.dataset import balanced_set
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.taxonomy import question_label
 
@@ -56,16 +56,17 @@ Lessons = list[list[Lesson]]
 
 
 class Exam(NamedTuple):
-    """images: uint8 [N, H, W, 3]; N questions with their true answers and skills."""
+    """images: uint8 [M, H, W, 3]; N questions, the numbers of their images, their true answers and skills."""
 
     images: np.ndarray
+    shown: np.ndarray
     questions: Sequence[str]
     truths: Sequence[str]
     skills: Sequence[str]
 
     def score(self, answerer: Answerer) -> dict:
         """Accuracy overall, with its interval, and by skill."""
-        return accuracy(answerer(self.images, self.questions, "examining"), self.truths, self.skills)
+        return accuracy(answerer(self.images, self.questions, "examining", self.shown), self.truths, self.skills)
 
 
 class Ensemble:
@@ -81,7 +82,7 @@ class Ensemble:
         """
         owner = np.repeat(np.arange(len(images)), [len(row) for row in questions])
         flat = [question for row in questions for question in row]
-        said = [answerer(images[owner], flat, "consensus") for answerer in self.answerers]
+        said = [answerer(images, flat, "consensus", owner) for answerer in self.answerers]
         lessons: Lessons = [[] for _ in images]
         for index, question, answers in zip(owner, flat, zip(*said, strict=True), strict=True):
             if agreed := consensus_of(answers, self.agreement):
@@ -170,21 +171,6 @@ def finetuned(target: VLM, data: Iterator[Batch], config: RectifyConfig, name: s
     return VLM(params, target.config, target.processor, target.hf_config)
 
 
-def pool_of(config: RectifyConfig, trained: TrainConfig, size: int) -> tuple[np.ndarray, bool, dict[str, int]]:
-    """At most `config.pool` images to ask about, all different, uint8 [N, size, size, 3], whether they are scenes, and
-    what was skipped."""
-    spec = config.images or trained.images
-    if not spec:
-        # Seeds apart from those the auditor trained on.
-        return scenes_of("train", (3000 + config.seed) * 100_000_000, config.pool)[1], True, {}
-    # One pass, so that no image stands twice: some are kept for the examination.
-    batch_size = min(config.pool, 64)
-    split: Split = "train" if trained.images else "all"
-    source = open_images(spec, size, batch_size, config.seed, split=split, num_epochs=1)
-    chunks = [batch["image"][batch["valid"]] for batch in islice(source, -(-config.pool // batch_size))]
-    return np.concatenate(chunks)[: config.pool], False, source.skipped
-
-
 def exam(scenes: bool, images: np.ndarray, lessons: Lessons, config: RectifyConfig) -> Exam:
     """What the target is examined on, before and after.
 
@@ -194,7 +180,7 @@ def exam(scenes: bool, images: np.ndarray, lessons: Lessons, config: RectifyConf
     if scenes:
         test = balanced_set(config.test_questions)
         texts, truths, skills = zip(*test.questions, strict=True)
-        return Exam(test.images, texts, truths, skills)
+        return Exam(test.images, np.arange(len(texts)), texts, truths, skills)
     owner = np.repeat(np.arange(len(images)), [len(row) for row in lessons])
     flat = [lesson for row in lessons for lesson in row]
     if not flat:
@@ -203,7 +189,7 @@ def exam(scenes: bool, images: np.ndarray, lessons: Lessons, config: RectifyConf
             "give more --images or raise --pool"
         )
     questions, truths = zip(*flat, strict=True)
-    return Exam(images[owner], questions, truths, [question_label(question) for question in questions])
+    return Exam(images, owner, questions, truths, [question_label(question) for question in questions])
 
 
 def rectify(config: RectifyConfig) -> dict:
@@ -214,26 +200,44 @@ def rectify(config: RectifyConfig) -> dict:
     dtype = jnp.dtype(trained.dtype)
     target, base = (load_model(name, dtype) for name in (trained.models.target, trained.models.auditor))
     auditor = load_model(trained_auditor(run) or trained.models.auditor, dtype)
-    answerer = partial(Answerer.of_run, auditor=base, settings=trained)
+    answerer = partial(Answerer.of_run, auditor=base, settings=trained, batch_size=config.batch_size)
     references = [load_model(name, dtype) for name in trained.models.references]
     ensemble = Ensemble([answerer(model) for model in references], trained.reward.agreement)
     size = max(vlm.config.vision.image_size for vlm in (target, base, *references))
-    found = discoveries.read(config.discoveries or run / "audit" / "discoveries.parquet", size)
-
-    images, are_scenes, skipped = pool_of(config, trained, size)
-    others = len(images)
-    images = np.concatenate([images, found.images[: config.pool]])
+    spec = config.images or trained.images or (() if config.discoveries else audited_images(run))
+    pool, held = pool_of(spec, "train" if trained.images else "all", size, config), 0
+    # Scenes have a size of their own, which the models resample.
+    found = discoveries.read(config.discoveries or run / "audit" / "discoveries.parquet", pool.images.shape[1])
+    others = len(pool.images)
+    if spec:
+        pool, unseen = unseen_first(pool, found)
+        if not (held := min(max(1, others // 10), unseen)):
+            raise UserError(
+                "every image of the pool is among the discoveries; give --images that the audit did not see"
+            )
+    images = np.concatenate([pool.images, found.images[: config.pool]])
     half = config.questions_per_image // 2
-    ask = partial(ask_many, instruction=trained.instruction, max_new_tokens=trained.max_question_tokens)
-    ordinary = ensemble.teach(images, ask(base, images, config.seed, num_generations=config.questions_per_image))
+
+    def ask(vlm: VLM, seed: int, count: int) -> list[list[str]]:
+        asked = ask_many(
+            vlm,
+            images,
+            seed,
+            num_generations=count,
+            instruction=trained.instruction,
+            max_new_tokens=trained.max_question_tokens,
+            batch_size=max(1, config.batch_size // 2),
+        )
+        return [[question for question in row if question] for row in asked]
+
+    ordinary = ensemble.teach(images, ask(base, config.seed, config.questions_per_image))
     discovered = [Lesson(row.question, row.consensus) for row in found.rows]
-    fresh = ask(auditor, images, config.seed + 1, num_generations=half)
+    fresh = ask(auditor, config.seed + 1, half)
     repeated = again(discovered, len(images), half, config.seed)
     audited = ensemble.teach(images, [a + b for a, b in zip(fresh, repeated, strict=True)])
     for lessons, lesson in zip(audited[others:], discovered, strict=False):
         lessons.append(lesson)
-    held = 0 if are_scenes else max(1, others // 10)
-    test = exam(are_scenes, images[:held], ordinary[:held], config)
+    test = exam(not spec, images[:held], ordinary[:held], config)
 
     own = answerer(target)
     # Discoveries may be another run's, with longer questions.
@@ -248,7 +252,7 @@ def rectify(config: RectifyConfig) -> dict:
         repaired.save(folder)
     summary["examples"] = config.steps * config.images_per_step * config.questions_per_image
     summary["seed"], summary["target"] = config.seed, trained.models.target
-    summary["skipped"] = {"images": skipped, "discoveries": found.skipped}
+    summary["skipped"] = {"images": pool.skipped, "discoveries": found.skipped}
     write_json(run / "rectify" / "summary.json", summary)
     print_summary(summary, run)
     return summary

@@ -84,7 +84,8 @@ def ask_many(
     max_new_tokens: int = 16,
     batch_size: int = 128,
 ) -> list[list[str]]:
-    """G questions as text for each of N images (uint8 [N, H, W, 3]), at temperature 1, compiled for one shape."""
+    """G questions as text for each of N images (uint8 [N, H, W, 3]), at temperature 1, compiled for one shape; "" for
+    one that has not ended within the tokens."""
     prompt = prompt_rows(instruction_prompts(vlm, [instruction]), jnp.zeros(batch_size, jnp.int32))
     questions: list[str] = []
     for start in range(0, len(images), batch_size):
@@ -94,7 +95,9 @@ def ask_many(
         key = jax.random.fold_in(jax.random.key(seed), start)
         settings = dict(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=1.0)
         done = ask(vlm.params, vlm.config, prompt, padded, key, **settings)
-        questions += decode(vlm, done)[: len(chunk) * num_generations]
+        _, _, overlong = map(np.asarray, words_of(done, vlm.config))
+        texts = ["" if cut else text for text, cut in zip(decode(vlm, done), overlong.ravel(), strict=True)]
+        questions += texts[: len(chunk) * num_generations]
     return [questions[i : i + num_generations] for i in range(0, len(questions), num_generations)]
 
 

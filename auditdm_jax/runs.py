@@ -54,6 +54,14 @@ def audited_models(run: Path, trained: Models, config: RectifyConfig) -> Models:
     return replace(audited, **named)
 
 
+def audited_images(run: Path) -> tuple[str, ...]:
+    """The images that the run's audit was of, () for scenes or where there is none."""
+    path = run / "audit" / "summary.json"
+    summary = read_json(path) if path.exists() else {}
+    source = summary.get("image_source") if isinstance(summary, dict) else None
+    return tuple(map(str, source)) if isinstance(source, list) else ()
+
+
 def audit_settings(config: AuditConfig) -> tuple[TrainConfig, str]:
     """The run's settings, with the models that the audit names in place of its own, and the trained auditor
     ("" without a run).
@@ -77,9 +85,8 @@ def audited_settings(settings: TrainConfig, config: AuditConfig, trained: bool) 
     named = {role: getattr(config, role) for role in roles if getattr(config, role)}
     settings = replace(settings, models=replace(settings.models, **named))
     models = settings.models
-    if (config.images or settings.images) and any(
-        same_model(models.verifier, name) for name in (models.target, *models.references)
-    ):
+    judges = bool(config.images or settings.images) or settings.probing.channels != ("question",)
+    if judges and any(same_model(models.verifier, name) for name in (models.target, *models.references)):
         raise UserError(
             f"the verifier {models.verifier!r} is also the target or a reference: it would judge itself; "
             "name another --verifier"

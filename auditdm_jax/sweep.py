@@ -155,7 +155,7 @@ def check(run: Run) -> None:
     named = (models.auditor, models.target, models.verifier, *models.references, run.train.models.target)
     for name in (*named, *filter(None, [run.audit.auditor])):
         model_path(name)
-    used_by_all(run.train)
+    used_by_all(run.train.probing, run.train.images_per_step)
     _tokens_suffice(models.auditor, run.train.topics, run.train.max_question_tokens)
     channels = run.train.probing.channels
     for channel, name in (("edit", run.train.probing.editor), ("caption", run.train.probing.generator)):

@@ -129,6 +129,8 @@ def open_run(config: TrainConfig, players: Players, settings: StepSettings) -> O
         state, first = replace(state, trained=restored.state), restored.step
         source.set_state(restored.position["train"])
         held_out.set_state(restored.position["heldout"])
+        if first < config.steps:  # an auditor that is there is one of fewer steps: until these are done, there is none
+            shutil.rmtree(folder / "auditor", ignore_errors=True)
     return Opened(folder, state, first, source, held_out, checkpoints)
 
 
@@ -150,7 +152,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     studio = Studio.load(config.probing)
     if studio:
         studio.check_size(input_size(players))
-        used_by_all(config)
+        used_by_all(config.probing, config.images_per_step)
     prober = studio and Prober.of_run(config, players.auditor, cast.auditor.prompts, config.grpo.temperature, studio)
     runs = [open_run(each, players, settings) for each in configs]
     states, first = [run.state for run in runs], runs[0].first

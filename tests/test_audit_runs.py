@@ -1,5 +1,6 @@
 """audit.py on folders of images and on models that are loaded: which images, which models, and the shipped zoo."""
 
+import pyarrow as pa
 import pytest
 import tiny_vlm
 from PIL import Image
@@ -7,9 +8,10 @@ from tiny_zoo import save_pictures
 
 from auditdm_jax import discoveries
 from auditdm_jax.audit import main, open_unseen
-from auditdm_jax.config import AuditConfig, Models
-from auditdm_jax.data import held_out_ids
+from auditdm_jax.config import AuditConfig, Models, TrainConfig
+from auditdm_jax.data import held_out_ids, open_images
 from auditdm_jax.errors import UserError
+from auditdm_jax.files import write_parquet
 from auditdm_jax.image_files import find_images
 from auditdm_jax.scenes import zoo_paths
 from auditdm_jax.scenes.zoo_paths import load_model, zoo_names
@@ -23,6 +25,7 @@ def test_images_that_training_saw_are_left_out(tmp_path):
     spec = (str(save_pictures(tmp_path / "photos", 60)),)
     seen = [i for batch in open_unseen(spec, (), 8, 16, seed=0) for i in batch["image_id"]]
     assert len(set(seen)) == 60
+    (tmp_path / "x").mkdir()
     batches = list(open_unseen(spec, (str(tmp_path / "x" / ".." / "photos"),), 8, 256, seed=0))
     unseen = [i for batch in batches for i in batch["image_id"]]
     assert sorted(unseen) == sorted(held_out_ids(seen))
@@ -35,6 +38,33 @@ def test_images_that_training_saw_are_left_out(tmp_path):
     assert unseen == {name.rpartition("/")[2] for name in held_out} | {"new.png"}
     with pytest.raises(UserError, match="training saw every one"):
         open_unseen((str(tmp_path / "photos" / f"{seen_file(trained_on, held_out)}"),), trained_on, 8, 16, seed=0)
+
+
+def test_no_image_is_audited_that_training_saw_however_both_are_named(tmp_path, monkeypatch):
+    """Every image has a color of its own; what training saw is told by it."""
+    a, b = (save_pictures(tmp_path / name / "images", 40, first) for name, first in (("one", 0), ("two", 40)))
+    table = tmp_path / "table" / "train.parquet"
+    write_parquet(table, pa.table({"image": [path.read_bytes() for path in sorted(a.glob("*.png"))]}))
+    monkeypatch.chdir(tmp_path)
+
+    def seen(**of) -> set:
+        source = open_images(size=8, batch_size=8, seed=0, num_epochs=1, **of)
+        return {tuple(image[0, 0]) for batch in source for image in batch["image"][batch["valid"]]}
+
+    specs = [
+        ((a, b), (b,), 4), ((a,), (b, a), 44), ((a, b), (b, a), 8), ((table,), (table.parent,), 4),
+        ((table,), (f"{table.parent}/*.parquet",), 4), ((a, "gone"), (f"{a}/*.png",), 4),
+        (("one/images",), (str(a),), 4), ((b, a), (a, b), 8),
+    ]  # fmt: skip
+    for trained_on, audited, about in specs:
+        trained_on = TrainConfig(images=tuple(map(str, trained_on))).images
+        there = tuple(item for item in trained_on if not item.endswith("gone"))
+        monkeypatch.chdir("/")  # whatever the audit's directory is
+        batches = open_unseen(tuple(map(str, audited)), trained_on, 8, 8, seed=0)
+        unseen = {tuple(image[0, 0]) for batch in batches for image in batch["image"][batch["valid"]]}
+        monkeypatch.chdir(tmp_path)
+        assert not unseen & seen(spec=there, split="train")
+        assert about - 4 <= len(unseen) <= about + 4
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from auditdm_jax.finetune import Encoder, batch_loss, fit, init_state, make_opti
 from auditdm_jax.models import lora
 from auditdm_jax.models.multimodal import encode_images, preprocess_on_device
 from auditdm_jax.models.vlm import hidden_states, unembed
-from auditdm_jax.prompts import instruction_prompts, template_for
+from auditdm_jax.prompts import PromptTemplate, instruction_prompts, template_for
 from auditdm_jax.rollout import prompt_rows, question_logps
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
@@ -46,6 +46,18 @@ def test_loss_equals_the_plain_one_on_whole_sequences(vlm):
             total -= sum(float(logps[t - 1, ids[0, t]]) for t in range(len(prompt), ids.shape[1]))
             count += len(said) + 1
     assert float(loss) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_the_image_is_seen_wherever_the_template_has_it(vlm):
+    """Behind the question, too, where no prefix can be shared."""
+    template = template_for(vlm)
+    is_image = template.prefix_ids == vlm.config.image_token_id
+    behind = np.concatenate([template.prefix_ids[is_image], template.suffix_ids])
+    encode = Encoder(vlm, PromptTemplate(template.prefix_ids[~is_image], behind), 9, 3)
+    losses = [
+        float(batch_loss(vlm.params, vlm.config, encode(each, QUESTIONS, ANSWERS))) for each in (IMAGES, 255 - IMAGES)
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 def test_learns_four_answers_and_leaves_the_base_alone(vlm):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditdm_jax.config import CHANNELS, Probing, TrainConfig
+from auditdm_jax.config import CHANNELS, Probing
 from auditdm_jax.errors import UserError
 from auditdm_jax.layout import layout, used_by_all
 
@@ -50,6 +50,6 @@ def test_layout_keeps_the_shares(weights, images, old_questions):
 
 def test_a_channel_without_images_is_refused_before_anything_is_loaded():
     probing = Probing(channels=CHANNELS, channel_weights=(14, 1, 1))
-    used_by_all(TrainConfig(probing=probing, images_per_step=16))
-    with pytest.raises(UserError, match="of 4 images a step none goes through the channel edit; raise"):
-        used_by_all(TrainConfig(probing=probing, images_per_step=4))
+    used_by_all(probing, 16)
+    with pytest.raises(UserError, match="of 4 images at a time none goes through the channel edit; raise"):
+        used_by_all(probing, 4)

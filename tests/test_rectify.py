@@ -12,9 +12,10 @@ from auditdm_jax.evals import Answerer
 from auditdm_jax.files import read_json, write_json
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.outcomes import Answers, Asked, examine
+from auditdm_jax.pool import Pool, pool_of, unseen_first
 from auditdm_jax.prompts import template_for
 from auditdm_jax.rectify import Encoder, Ensemble, Lesson
-from auditdm_jax.runs import audited_models
+from auditdm_jax.runs import audited_images, audited_models
 from auditdm_jax.scenes.dataset import scenes_of
 
 IMAGES = np.zeros((4, 64, 64, 3), np.uint8)
@@ -24,7 +25,7 @@ CONFIG = RectifyConfig(images_per_step=2, questions_per_image=4, pool=4)
 def fixed(*answers: str):
     """An ensemble whose references always give these answers."""
     ensemble = Ensemble([], agreement=1.0)
-    ensemble.answerers = [lambda images, questions, _, said=said: [said] * len(questions) for said in answers]
+    ensemble.answerers = [lambda images, questions, *_, said=said: [said] * len(questions) for said in answers]
     return ensemble
 
 
@@ -124,11 +125,22 @@ def test_no_image_of_the_pool_stands_twice_though_some_cannot_be_read(tmp_path):
     for number in range(3):
         (tmp_path / f"broken{number}.png").write_bytes(b"not an image")
     for pool, count in ((4, 4), (8, 6)):
-        config = replace(CONFIG, images=(str(tmp_path),), pool=pool, images_per_step=2)
-        images, are_scenes, skipped = rectify.pool_of(config, TrainConfig(), 8)
-        assert len(images) == len({image.tobytes() for image in images}) == count
-        assert not are_scenes
-    assert sum(skipped.values()) == 3  # of the pool that needs every image
+        found = pool_of((str(tmp_path),), "all", 8, replace(CONFIG, pool=pool, images_per_step=2))
+        assert len(found.images) == len({image.tobytes() for image in found.images}) == count
+        assert len(found.ids) == len({*found.ids}) == count
+    assert sum(found.skipped.values()) == 3  # of the pool that needs every image
+
+
+def test_no_discovery_is_of_an_image_that_is_examined():
+    images = np.arange(4 * 12, dtype=np.uint8).reshape(4, 2, 2, 3)
+    found = discoveries.Discoveries(
+        np.stack([images[2], 99 + images[0]]),
+        [discoveries.Discovery("q?", "red", name) for name in ("elsewhere", "a")],
+        {},
+    )
+    pool, unseen = unseen_first(Pool(images, ["a", "b", "c", "d"], {}), found)  # a is named, c looks the same
+    assert (pool.ids, unseen) == (["b", "d", "a", "c"], 2)
+    np.testing.assert_array_equal(pool.images, images[[1, 3, 0, 2]])
 
 
 def test_the_repaired_model_is_the_audited_one(tmp_path):
@@ -138,6 +150,13 @@ def test_the_repaired_model_is_the_audited_one(tmp_path):
     assert audited_models(tmp_path, trained, CONFIG).target == "target-l"
     assert audited_models(tmp_path, trained, replace(CONFIG, discoveries="other.parquet")) == trained
     assert audited_models(tmp_path, trained, replace(CONFIG, target="verifier")).target == "verifier"
+
+
+def test_a_repair_is_about_what_was_audited(tmp_path):
+    assert audited_images(tmp_path) == ()
+    for source, images in ((["photos", "more"], ("photos", "more")), ("scenes of the validation split", ())):
+        write_json(tmp_path / "audit" / "summary.json", {"image_source": source})
+        assert audited_images(tmp_path) == images
 
 
 def test_questions_and_answers_are_read_at_the_length_of_the_run():

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from auditdm_jax.config import AuditConfig, Models, TrainConfig
+from auditdm_jax.config import AuditConfig, Models, Probing, TrainConfig
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.reward import Reward
-from auditdm_jax.runs import audit_settings, trained_auditor, training_settings
+from auditdm_jax.runs import audit_settings, audited_settings, trained_auditor, training_settings
 
 CHANGED = TrainConfig(
     name="r",
@@ -78,3 +78,12 @@ def test_models_that_cannot_stand_together(run):
         audit_settings(dataclasses.replace(config, target="reference-a"))
     with pytest.raises(UserError, match=r"verifier 'reference-a' is also .* judge itself"):
         audit_settings(dataclasses.replace(config, verifier="reference-a"))
+
+
+def test_who_reads_new_images_back_is_no_reference(tmp_path):
+    """In the world of scenes the verifier judges new images that show none: it must not be one of those it judges."""
+    config = AuditConfig(out=str(tmp_path), references=("reference-a", "verifier"))
+    assert audited_settings(TrainConfig(), config, False).models.references == ("reference-a", "verifier")
+    channels = TrainConfig(probing=Probing(channels=("question", "edit")))
+    with pytest.raises(UserError, match="judge itself"):
+        audited_settings(channels, config, False)

@@ -21,6 +21,7 @@ from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
 from auditdm_jax.log import Log
 from auditdm_jax.models.vlm import VLM
+from auditdm_jax.runs import trained_auditor
 from auditdm_jax.scenes.zoo_paths import ZOO
 from auditdm_jax.step import make_step
 
@@ -112,6 +113,22 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(config, monkeypatch, tmp_
     assert rows_of(whole) == rows_of(again)
     first, second = (VLM.load(run / "auditor").params for run in (whole, again))
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_longer_run_has_no_auditor_until_it_is_done(config, monkeypatch):
+    """Else an audit of a run that was stopped would be of the auditor of fewer steps, without a word."""
+    folder = Path(config.out) / config.name
+    state = training.initial_state(config, training.load_players(config), training.step_settings(config).optimizer)
+    checkpoints = training.Checkpointer(str(folder), dataclasses.asdict(config))
+    source = training.open_source(config, 64, "train").get_state()
+    checkpoints.save(2, state.trained, {"train": source, "heldout": source})
+    checkpoints.close()
+    write_json(folder / "auditor" / "config.json", {})
+    monkeypatch.setattr(training, "make_step", lambda *_: pytest.fail("training began"))
+    with pytest.raises(pytest.fail.Exception, match="training began"):
+        training.train(dataclasses.replace(config, steps=5, resume=True))
+    with pytest.raises(UserError, match="training did not finish"):
+        trained_auditor(folder)
 
 
 def test_other_settings_need_overwrite(config, monkeypatch):

@@ -21,9 +21,9 @@ def save_tiny_zoo(folder: Path) -> dict[str, str]:
     return {name: str(folder / name) for name in families}
 
 
-def save_pictures(folder: Path, count: int) -> Path:
-    """A new folder of `count` small images; the red of each is its number."""
-    folder.mkdir()
-    for i in range(count):
+def save_pictures(folder: Path, count: int, first: int = 0) -> Path:
+    """A new folder of `count` small images; the red of each is its number, from `first` on."""
+    folder.mkdir(parents=True)
+    for i in range(first, first + count):
         Image.new("RGB", (20, 10), (i, 0, 0)).save(folder / f"{i:03}.png")
     return folder
