@@ -17,6 +17,7 @@ from auditdm_jax.prompts import template_for
 from auditdm_jax.rectify import Encoder, Ensemble, Lesson
 from auditdm_jax.runs import audited_images, audited_models
 from auditdm_jax.scenes.dataset import scenes_of
+from auditdm_jax.scenes.zoo_paths import load_model
 
 IMAGES = np.zeros((4, 64, 64, 3), np.uint8)
 CONFIG = RectifyConfig(images_per_step=2, questions_per_image=4, pool=4)
@@ -89,10 +90,11 @@ def test_batches_follow_these_chances():
 @pytest.mark.slow
 def test_whole_repair_on_tiny_models(tmp_path, monkeypatch, capsys):
     zoo = save_tiny_zoo(tmp_path / "zoo")
-    models = Models(zoo["auditor"], zoo["target"], (zoo["a"],))
+    # A random auditor would end hardly any question, and what has no end is not taught.
+    models = Models("auditor", zoo["target"], (zoo["a"],))
     run = tmp_path / "runs" / "default"
     write_json(run / "config.json", TrainConfig(models=models))
-    VLM.load(zoo["auditor"]).save(run / "auditor")
+    load_model("auditor").save(run / "auditor")
     scenes, images = scenes_of("validation", 0, 2)
     rows = [
         examine(Asked(str(i), "what color is the star?"), Answers("red", ("blue",), "blue"), 1.0, scene)
