@@ -61,8 +61,7 @@ class Encoder:
     def __init__(self, vlm: VLM, template: PromptTemplate, max_question_tokens: int, max_answer_tokens: int):
         self.vlm, self.template = vlm, template
         self.max_question, self.max_answer = max_question_tokens, max_answer_tokens
-        # Of a model that sees the past alone, if the image is in it.
-        self.shares_prefix = vlm.config.sees_past_alone and vlm.config.image_token_id not in template.suffix_ids
+        self.shares_prefix = template.shares_image(vlm.config)
         # The last end token is the one that closes an answer (Gemma 3 lists <eos>, then <end_of_turn>).
         self.end = vlm.config.eos_token_ids[-1]
 

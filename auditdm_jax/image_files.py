@@ -44,10 +44,10 @@ def find_images(spec: Sequence[str]) -> list[Record]:
     seen_ids: Counter[str] = Counter()
     for item in spec:
         root, files = _files_of(item)
-        new = [file for file in files if file.resolve() not in seen_files]
-        seen_files.update(file.resolve() for file in new)
-        found = [record for file in new for record in _records_of(root, file)]
-        if not found and new == files:
+        new = [(file, place) for file in files if (place := file.resolve()) not in seen_files]
+        seen_files.update(place for _, place in new)
+        found = [record for file, place in new for record in _records_of(root, file, place)]
+        if not found and len(new) == len(files):
             raise UserError(f"no images in {one_line(item)}; expected {' '.join(SUFFIXES)} or .parquet files")
         for record in found:
             seen_ids[record.image_id] += 1
@@ -97,15 +97,14 @@ def _fetch_dataset(name: str) -> str:
         ) from None
 
 
-def _records_of(root: Path, file: Path) -> list[Record]:
-    """The records of one file: itself, or its rows."""
+def _records_of(root: Path, file: Path, place: Path) -> list[Record]:
+    """The records of one file: itself, or its rows. place: the file that it is, links followed."""
     relative = Path(root.resolve().name, os.path.relpath(file, root)).as_posix()
     # File names need not be UTF-8; ids must be, to be hashed and written to Parquet.
     image_id = relative.encode(errors="backslashreplace").decode()
     kind = file.suffix.lower()
-    file = file.resolve()
     if kind not in TABLE_SUFFIXES:
-        return [Record(image_id, file)]
+        return [Record(image_id, place)]
     try:
         column = _parquet_images(file) if kind == ".parquet" else _arrow_images(file)
     except (pa.ArrowException, OSError) as error:
@@ -114,7 +113,7 @@ def _records_of(root: Path, file: Path) -> list[Record]:
         raise UserError(
             f"{one_line(file)} cannot be read as a {kind} table ({one_line(error, 80)}); write it again"
         ) from None
-    return [Record(f"{image_id}#{row}", file, row, column) for row in range(len(column))]
+    return [Record(f"{image_id}#{row}", place, row, column) for row in range(len(column))]
 
 
 def _parquet_images(file: Path) -> pa.ChunkedArray:

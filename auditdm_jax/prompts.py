@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int
 from jinja2 import TemplateError
 
 from auditdm_jax.errors import UserError, one_line
+from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.sampling import Prompt
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class PromptTemplate:
         return isinstance(other, PromptTemplate) and (
             np.array_equal(self.prefix_ids, other.prefix_ids) and np.array_equal(self.suffix_ids, other.suffix_ids)
         )
+
+    def shares_image(self, config: VLMConfig) -> bool:
+        """Whether questions about one image may share what a model computed of it: it is first, and sees none of
+        them."""
+        return config.sees_past_alone and config.image_token_id not in self.suffix_ids
 
     def tail(self) -> "PromptTemplate":
         """What is not the same for all questions: the question and what follows."""

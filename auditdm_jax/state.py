@@ -67,8 +67,8 @@ class Role:
 
     @property
     def shares_image(self) -> bool:
-        """Whether questions about one image may share what was computed of it: it is first, and sees none of them."""
-        return self.config.sees_past_alone and self.config.image_token_id not in self.template.suffix_ids
+        """As its template says of its model."""
+        return self.template.shares_image(self.config)
 
 
 @flax.struct.dataclass
