@@ -55,18 +55,19 @@ class Probing:
     """The auditor asks a question of the image, or writes a command that an editor carries out, or a caption from
     which a generator makes a new image; the images are shared out among these."""
     channel_weights: tuple[float, ...] = ()
-    """Share of the images that each channel has, in the same order; by default equal."""
-    new_images_every: int = 1
+    """Share of the images that each channel has, in the same order; by default equal, but ten times as much for
+    questions as for each other (in a small batch less, so that every channel has an image)."""
+    new_images_every: int | None = None
     """Of so many steps one goes through all channels; in the others the auditor asks about the images as they are,
-    which takes a fraction of the time."""
+    which takes a fraction of the time. By default 4 where the auditor asks and makes new images, else 1."""
     editor: str = "editor"
     """Diffusion pipeline that carries out commands: the zoo's, a pipeline directory or a hub id."""
     generator: str = "editor"
     """Diffusion pipeline that draws captions."""
-    old_questions: float = 0.5
+    old_questions: float | None = None
     """Share of the new images of which a question is asked that was written for the old image, by the auditor before
     training; the others are asked a new one, by the auditor that is trained. Of each channel's images in a batch, of
-    which one is all or nothing."""
+    which one is all or nothing. By default 0 where the channel question is there, too, else a half."""
     command_instruction: str = COMMAND_INSTRUCTION
     """p_e: what the auditor is told for a command."""
     caption_instruction: str = CAPTION_INSTRUCTION
@@ -89,14 +90,35 @@ class Probing:
             )
         if any(not 0 < weight < float("inf") for weight in self.channel_weights):
             raise UserError("channel-weights must be above 0: leave a channel out instead")
-        if self.new_images_every > 1 and not {"question"} < set(self.channels):
+        if (self.new_images_every or 1) > 1 and not self.mixed:
             raise UserError(
                 "new-images-every needs the channel question, for the steps between, and one that makes new images; "
                 "add to --channels what is missing"
             )
-        if not 0 <= self.old_questions <= 1:
+        if not 0 <= self.old_share <= 1:
             raise UserError(f"old-questions is {self.old_questions}: it is a share, from 0 to 1")
         at_least_one(self, "new_images_every", "max_command_tokens", "max_caption_tokens")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the auditor asks about images as they are and makes new ones, too: what is new is then the smaller
+        part, and asked what the auditor asks of it."""
+        return {"question"} < set(self.channels)
+
+    @property
+    def every(self) -> int:
+        """`new_images_every`, or its default."""
+        return (4 if self.mixed else 1) if self.new_images_every is None else self.new_images_every
+
+    @property
+    def old_share(self) -> float:
+        """`old_questions`, or its default."""
+        return (0.0 if self.mixed else 0.5) if self.old_questions is None else self.old_questions
+
+    def weights(self, images: int) -> tuple[float, ...]:
+        """`channel_weights`, or their default for a batch of some images."""
+        many = max(1, min(10, images - len(self.channels) + 1))
+        return self.channel_weights or tuple(many if name == "question" else 1 for name in self.channels)
 
 
 @dataclass(frozen=True)

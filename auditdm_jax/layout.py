@@ -58,15 +58,13 @@ def layout(probing: Probing, images: int) -> Layout:
     Of 8 images, question and edit weighed 3 to 1, half of the questions old: six ask, two edit, one of these with an
     old question. The channels alternate as evenly as their shares allow, so that a batch cut short has them all.
     """
-    weights = np.array(probing.channel_weights or [1.0] * len(probing.channels))
+    weights = np.array(probing.weights(images))
     given, old = np.zeros(len(weights)), np.zeros(len(weights))
     rows, are_old = [], []
     for number in range(images):
         chosen = int(np.argmax((number + 1) * weights / weights.sum() - given))
         given[chosen] += 1
-        is_old = probing.channels[chosen] != "question" and old[chosen] < int(
-            given[chosen] * probing.old_questions + 0.5
-        )
+        is_old = probing.channels[chosen] != "question" and old[chosen] < int(given[chosen] * probing.old_share + 0.5)
         old[chosen] += is_old
         rows.append(CHANNELS.index(probing.channels[chosen]))
         are_old.append(bool(is_old))

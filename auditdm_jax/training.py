@@ -54,7 +54,7 @@ def step_settings(config: TrainConfig) -> StepSettings:
     lengths = config.max_question_tokens, config.max_answer_tokens
     spans = layout(config.probing, config.images_per_step).spans(limits_of(config))
     # Not where the groups of a batch change places; nor where few steps need it, for each length is compiled for.
-    if grpo.max_resamples or config.probing.new_images_every > 1:
+    if grpo.max_resamples or config.probing.every > 1:
         spans = ()
     return StepSettings(grpo, config.reward, config.steps, *lengths, config.remat, optimizer, spans)
 
@@ -157,7 +157,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     runs = [open_run(each, players, settings) for each in configs]
     states, first = [run.state for run in runs], runs[0].first
     translate = None if share_tokens(players) else retokenizer(players)
-    every = config.probing.new_images_every
+    every = config.probing.every
     if len(runs) == 1:
         step: Any = one_run(make_step(cast, settings, translate, prober))
         between = one_run(make_step(cast, settings, translate)) if every > 1 else step

@@ -2,7 +2,7 @@
 
     python benchmarks/counterfactual_step.py
 
-The zoo's models and its editor, with the batch of `train.py --channels question edit caption`. Each compiled part is
+The zoo's models and its editor, as many images in each channel. Each compiled part is
 waited for, so that its time is its own; what is left is the work outside models and renderer: text, checks of the new
 images, and the way of the images between the libraries.
 """
@@ -63,7 +63,7 @@ def prepared(run: TrainConfig, studio: Studio, spent: Counter[str]) -> tuple[Cal
 
 
 def main(config: Config) -> None:
-    run = TrainConfig(probing=Probing(channels=CHANNELS))
+    run = TrainConfig(probing=Probing(channels=CHANNELS, channel_weights=(1, 1, 1), old_questions=0.5))
     spent: Counter[str] = Counter()
     one_step, state, source = prepared(run, Studio.load(run.probing), spent)
     for _ in range(config.warmup):

@@ -45,8 +45,10 @@ PLANTINGS = (
     "hallucination/absent", "localization/large object,action", "concept/red", "concept/star",
     "concept/blue,small_text", "shape/medium object,world_knowledge", "none",
 )  # fmt: skip
-TRIES = 3
+TRIES = 6
 """Seeds of a planting, before it is given up."""
+LOOKS = {f"recall {count}": count for count in (100, 250, 500, 1000, 2000)}
+"""Recall is also told after so many of the questions that are reported, whatever was spent before them."""
 MAY_DIFFER = ("plantings", "seeds", "methods", "out")
 """Settings that say what is run, not how: others may be given when it goes on."""
 PLURALS = tuple(Ref(shape).words(plural=True) for shape in SHAPES)
@@ -213,10 +215,13 @@ def measure(world: World, method: str, key: dict) -> dict:
     panel = Panel(ask, None, world.target, world.references, lambda images, texts: [""] * len(texts))
     rows = audit(panel, reported(), count, 1, 1.0, world.seed).rows
     summary = summarize(rows, rows)
+    first = {name: summarize(rows[:n], rows[:n])["weaknesses"] for name, n in LOOKS.items()}
+    looks = {name: score(key, weaknesses, [])["recall"] for name, weaknesses in first.items()}
     return score(key, summary["weaknesses"], summary["failure_types"]) | {
         "weaknesses": summary["weaknesses"],
         "queries": count + searches * world.config.search_queries,
         "verified": summary["verified_success_rate"],
+        **looks,
     }
 
 
@@ -229,21 +234,19 @@ def interval(values: Sequence[float]) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(numbers.mean(), *np.quantile(means, [0.025, 0.975]))
 
 
-def table(rows: Sequence[dict]) -> str:
-    """By method; the last columns are the trained auditor's less the method's, on the same targets."""
-    head = ("method", "runs", "recall", "precision", "verified", "null: weaknesses")
-    head += ("trained ahead, recall", "trained ahead, verified")
+def table(rows: Sequence[dict], names: Sequence[str], compared: Sequence[str]) -> str:
+    """Numbers by method; the last columns are the trained auditor's less the method's, on the same targets."""
+    head = ("method", "runs", *names, "null: weaknesses", *(f"trained ahead, {name}" for name in compared))
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     best = {(row["planting"], row["seed"]): row for row in rows if row["method"] == "trained"}
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         real, null = ([row for row in mine if (row["planting"] == "none") == none] for none in (False, True))
-        cells = [interval([row[name] for row in real if row[name] is not None]) for name in ("recall", "precision")]
-        cells.append(interval([row["verified"] for row in real]))
+        cells = [interval([row[name] for row in real if row[name] is not None]) for name in names]
         failed = sum(bool(row["weaknesses"]) for row in null)
         cells.append("{}/{} [{:.2f}, {:.2f}]".format(failed, len(null), *wilson(failed, len(null))))
         pairs = [(best.get((row["planting"], row["seed"])), row) for row in real]
-        for name in ("recall", "verified"):
+        for name in compared:
             cells.append(interval([ours[name] - row[name] for ours, row in pairs if ours is not None]))
         lines.append("| " + " | ".join([method, str(len(mine)), *cells]) + " |")
     return "\n".join(lines)
@@ -280,7 +283,9 @@ def main() -> None:
                     append_jsonl(results, row)
                     rows.append(row)
                     print(f"{planting}, seed {seed}, {method}: found {row['found']}, false {row['false_discoveries']}")
-    print(table([row for row in rows if row["method"] in config.methods and row["planting"] in config.plantings]))
+    shown = [row for row in rows if row["method"] in config.methods and row["planting"] in config.plantings]
+    print(table(shown, ("recall", "precision", "verified"), ("recall", "verified")))
+    print(table(shown, tuple(LOOKS), tuple(LOOKS)))
 
 
 if __name__ == "__main__":

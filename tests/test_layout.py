@@ -9,15 +9,28 @@ from auditdm_jax.config import CHANNELS, Probing
 from auditdm_jax.errors import UserError
 from auditdm_jax.layout import layout, used_by_all
 
-ALL = Probing(channels=CHANNELS)
+ALL = Probing(channels=CHANNELS, channel_weights=(1, 1, 1), old_questions=0.5)
 
 
 def test_layout_by_hand():
-    shared_out = layout(Probing(channels=("question", "edit"), channel_weights=(3, 1)), 8)
+    shared_out = layout(Probing(channels=("question", "edit"), channel_weights=(3, 1), old_questions=0.5), 8)
     names = [CHANNELS[channel] for channel in shared_out.channels]
     assert names == ["question", "question", "edit", "question", "question", "question", "edit", "question"]
     assert [row for row, old in enumerate(shared_out.old) if old] == [2]
     assert shared_out.through("edit").tolist() == [2, 6]
+
+
+def test_new_images_are_the_smaller_part_by_default():
+    """Beside questions: of twelve images ten are asked about as they are, in a small batch fewer, but no channel is
+    without an image; every fourth step makes new ones, which are asked new questions. Alone: all do, half old."""
+    mixed = Probing(channels=CHANNELS)
+    counts = {images: np.bincount(layout(mixed, images).channels).tolist() for images in (3, 4, 12, 24)}
+    assert counts == {3: [1, 1, 1], 4: [2, 1, 1], 12: [10, 1, 1], 24: [20, 2, 2]}
+    assert (mixed.every, any(layout(mixed, 48).old)) == (4, False)
+    alone = Probing(channels=("edit", "caption"))
+    assert np.bincount(layout(alone, 8).channels).tolist() == [0, 4, 4]
+    assert (alone.every, sum(layout(alone, 8).old)) == (1, 4)
+    assert (Probing().every, layout(Probing(), 2).channels) == (1, (0, 0))
 
 
 def test_spans_by_hand():
