@@ -61,12 +61,12 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
     counts = dict.fromkeys(("answered", "unanswerable", "unparsable", "unreadable", "verified"), 0)
     skills, read, earned = set(), 0, Counter[str]()
     generations = claimed.shape[1]
-    # New images are read back; those that show no scene of this world any more are not verified.
-    seen = (
-        scenes_in(np.asarray(record["images"]))
-        if "images" in record
-        else [scene for scene in batch["scene"] for _ in range(generations)]
-    )
+    seen = [scene for scene in batch["scene"] for _ in range(generations)]
+    if "images" in record:  # What is new is read back; what shows no scene of this world any more is not verified.
+        images = np.asarray(record["images"])
+        new = np.flatnonzero((images != np.repeat(batch["image"], generations, axis=0)).any((1, 2, 3)))
+        for i, scene in zip(new, scenes_in(images[new]), strict=True):
+            seen[i] = scene
     for i in range(len(claimed)):
         for g, text in enumerate(texts_of(auditor.tokenizer, ids[i], mask[i])):
             scene = seen[i * generations + g]

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from tiny_zoo import tiny
 
+from auditdm_jax import heldout
 from auditdm_jax.answers import text_answer_id
 from auditdm_jax.heldout import BATCHES, for_probe, probe, verified
 from auditdm_jax.prompts import padded
-from auditdm_jax.scenes.world import sample_scene
+from auditdm_jax.scenes.parser import scenes_in
+from auditdm_jax.scenes.render import render
+from auditdm_jax.scenes.world import WEATHERS, sample_scene
 from auditdm_jax.state import AuditState, Frozen, Trained
 
 
@@ -33,6 +36,32 @@ def test_the_oracle_names_the_reward_of_questions_without_an_answer():
     assert (shares["oracle/reward_unanswerable"], shares["oracle/reward_unparsable"]) == (0.25, 0.25)
     nothing = verified(record | {"reward": np.zeros((1, 4))}, {"scene": [scene]}, auditor)
     assert (nothing["oracle/reward_unanswerable"], nothing["oracle/reward_unparsable"]) == (0, 0)
+
+
+def test_new_images_are_read_back_and_the_others_are_what_they_were(monkeypatch):
+    """Of four probes of one scene two kept its image, one shows another scene, one none at all; only the last two are
+    read."""
+    auditor = tiny("m", "gemma3", 0)
+    scene, other = sample_scene("test", 1), sample_scene("test", 2)
+    other = other._replace(weather=next(each for each in WEATHERS if each != scene.weather))
+    images = np.stack([render(scene), render(scene), render(other), np.full_like(render(scene), 90)])
+    ids, mask = padded(auditor.tokenizer(["what is the weather?"] * 4, add_special_tokens=False)["input_ids"], 8, 0)
+    record = {
+        "question_ids": ids[None],
+        "question_mask": mask[None],
+        "target_id": np.array([[0, 0, 0, 0]], np.uint32),
+        "consensus_id": np.array([[text_answer_id(s.weather) for s in (scene, other, other, scene)]], np.uint32),
+        "claimed": np.full((1, 4), True),
+        "reward": np.ones((1, 4), np.float32),
+        "images": images,
+    }
+    read = []
+    monkeypatch.setattr(heldout, "scenes_in", lambda new: (read.append(len(new)), scenes_in(new))[1])
+    shares = verified(record, {"scene": [scene], "image": render(scene)[None]}, auditor)
+    assert (shares["oracle/verified"], shares["oracle/unreadable"], shares["oracle/gap"]) == (0.5, 0.25, 0.25)
+    assert read == [2]
+    kept = record | {"images": images[:1].repeat(4, axis=0)}
+    assert verified(kept, {"scene": [scene], "image": render(scene)[None]}, auditor)["oracle/unreadable"] == 0
 
 
 def state_of(seed):

@@ -106,7 +106,7 @@ def _weathers(cells: np.ndarray) -> np.ndarray:
     scores = []
     for weather in WEATHERS:
         squares = (cells - pictures(weather)[0]) ** 2
-        pixels = squares.reshape(*cells.shape[:2], -1, 3).sum(-1)
+        pixels = squares.reshape(*cells.shape[:2], CELL * CELL, 3).sum(-1)
         scores.append(np.minimum(pixels, _NO_BACKGROUND).sum((1, 2)))
     return np.argmin(scores, axis=0)
 
