@@ -63,7 +63,8 @@ def prepared(run: TrainConfig, studio: Studio, spent: Counter[str]) -> tuple[Cal
 
 
 def main(config: Config) -> None:
-    run = TrainConfig(probing=Probing(channels=CHANNELS, channel_weights=(1, 1, 1), old_questions=0.5))
+    alike = Probing(channels=CHANNELS, channel_weights=(1, 1, 1), new_images_every=1, old_questions=0.5)
+    run = TrainConfig(probing=alike)
     spent: Counter[str] = Counter()
     one_step, state, source = prepared(run, Studio.load(run.probing), spent)
     for _ in range(config.warmup):

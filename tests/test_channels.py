@@ -21,7 +21,7 @@ from auditdm_jax.step import make_step, update
 from auditdm_jax.studio import Studio
 from auditdm_jax.topics import topics_of
 
-ALL = Probing(channels=CHANNELS, channel_weights=(1, 1, 1), old_questions=0.5)
+ALL = Probing(CHANNELS, channel_weights=(1, 1, 1), new_images_every=1, old_questions=0.5)
 IMAGES, GENERATIONS = 6, 3
 
 
