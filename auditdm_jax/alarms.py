@@ -27,7 +27,7 @@ class Alarm(NamedTuple):
 
 
 ALARMS = (
-    Alarm("question/duplicates", 20, 0.0, 0.9, False, "of a step's questions are repeats"),
+    Alarm("question/duplicates", 20, 0.0, 0.9, False, "of what a step's auditor wrote repeats another"),
     Alarm("question/tokens", 20, 2 / 3, 1.5, True, "times as long as at the start are the questions"),
     Alarm("heldout/oracle/gap", 4, -1.0, 0.02, False, "is what claimed success is above verified"),
     Alarm("heldout/oracle/reward_unanswerable", 4, 0.0, 0.1, False, "of the reward is for questions without an answer"),
@@ -71,6 +71,6 @@ def watch_row(watches: tuple[Watch, ...], row: Mapping[str, float]) -> tuple[tup
 
 @jax.jit
 def duplicates(ids: Int[Array, "B G T"], mask: Bool[Array, "B G T"]) -> Float[Array, ""]:
-    """Of a step's questions, of whatever image, after the first: the share that repeats one word for word."""
+    """Of what a step's auditor wrote, of whatever images, after the first: the share that repeats one word for word."""
     whole = jnp.sort(question_ngrams(ids, mask, ids.shape[-1])[0][..., -1].reshape(-1))
     return (whole[1:] == whole[:-1]).sum() / max(len(whole) - 1, 1)

@@ -4,7 +4,6 @@ images -> what the auditor writes -> (new images ->) answers of target and refer
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from auditdm_jax.answering import Translate, examine
-from auditdm_jax.answers import mix32
 from auditdm_jax.channels import Prober
 from auditdm_jax.config import CHANNELS
 from auditdm_jax.conventions import GRPO
@@ -22,7 +20,7 @@ from auditdm_jax.critic import chances, head_of, taught
 from auditdm_jax.layout import QUESTION, Spans, layout
 from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
-from auditdm_jax.reward import Outcome, Reward, novelty_weights, question_ngrams
+from auditdm_jax.reward import Outcome, Reward, diversified
 from auditdm_jax.rollout import ask, prompt_rows, words_of
 from auditdm_jax.sampling import Begun, Completions, Prompt
 from auditdm_jax.state import Cast, Frozen, Params, Trained
@@ -64,13 +62,15 @@ class FollowUps(NamedTuple):
 
 class Batch(NamedTuple):
     """What an update learns from. questions: what the auditor wrote of them, behind the prompt. learned: the tokens
-    that the loss is over. signal: groups whose rewards, before diversity, are not all the same. new: questions that the
-    auditor asked of new images, which share the reward of what these were made from."""
+    that the loss is over. room: how many what was written may have. signal: groups whose rewards, before diversity, are
+    not all the same. new: questions that the auditor asked of new images, which share the reward of what these were
+    made from."""
 
     images: UInt8[Array, "B H W 3"]
     prompt: Prompt
     questions: Completions
     learned: Bool[Array, "B G T"]
+    room: Int[Array, "B"]
     rewards: Float[Array, "B G"]
     signal: Bool[Array, "B"]
     new: FollowUps | None = None
@@ -105,12 +105,17 @@ def collect(
     flaws = {"question_empty": empty, "question_overlong": overlong}
     asked = (questions.ids, words)
     outcome = examine(frozen, cast, images, asked, flaws, settings.reward, settings.max_answer_tokens, translate)
-    rewards, archive = diversified(outcome, questions, trained.archive, settings.reward, settings.floor(trained.step))
+    rewards, archive = diversified(
+        outcome, questions.ids, questions.mask, trained.archive, settings.reward, settings.floor(trained.step)
+    )
     heads = heads_of(cast, channels, drawn, outcome)
     memory, learned = remembered(trained, archive, drawn, questions, heads, outcome)
     metrics = asked_metrics(outcome, rewards, questions) | foreseen(trained, questions, heads, outcome)
-    record = {"question_ids": questions.ids, "question_mask": questions.mask, "reward": rewards, **recorded(outcome)}
-    return Batch(images, prompt, questions, learned, rewards, ~zero_signal(outcome.reward)), memory, metrics, record
+    record = {"question_ids": questions.ids, "question_mask": questions.mask, "reward": rewards}
+    record |= recorded(outcome, questions)
+    room = jnp.full(len(images), settings.max_question_tokens)
+    batch = Batch(images, prompt, questions, learned, room, rewards, ~zero_signal(outcome.reward))
+    return batch, memory, metrics, record
 
 
 def collect_probes(
@@ -164,9 +169,10 @@ def collect_probes(
     metrics |= {name: jnp.float32(count) for name, count in probes.skips.items()}
     ids, mask = (x.reshape(*shape, -1) for x in (probes.questions.ids, probes.questions.mask))
     record = {"question_ids": ids, "question_mask": mask, "reward": rewards, "images": probes.images}
-    record |= recorded(outcome)
+    record |= recorded(outcome, probes.written)
     memory, learned = remembered(trained, archive, drawn, probes.written, heads, outcome)
-    batch = Batch(images, probes.prompt, probes.written, learned, rewards, ~zero_signal(outcome.reward))
+    room = jnp.array(prober.limits)[np.array(shared_out.channels)]
+    batch = Batch(images, probes.prompt, probes.written, learned, room, rewards, ~zero_signal(outcome.reward))
     if (new := shared_out.new()).any():
         # Only these: else the update would run all new images through the auditor for nothing. But where `refill`
         # picks among groups, or rewards are scaled by those of the batch, all come along.
@@ -241,7 +247,7 @@ def _rewarded(
     asked = (questions.ids, words)
     tokens = settings.max_answer_tokens
     outcome = examine(frozen, cast, images, asked, flaws, settings.reward, tokens, translate, shown)
-    return outcome, *diversified(outcome, written, archive, settings.reward, settings.floor(step))
+    return outcome, *diversified(outcome, written.ids, written.mask, archive, settings.reward, settings.floor(step))
 
 
 _rewarded_compiled = jax.jit(_rewarded, static_argnames=("settings", "translate"))
@@ -271,28 +277,11 @@ def foreseen(trained: Trained, written: Completions, heads: Int[Array, "B G"], o
     return {"critic/error": error, "critic/error_of_share": outcome.claimed.mean() * (1 - outcome.claimed.mean())}
 
 
-def recorded(outcome: Outcome) -> dict[str, Array]:
-    return {name: getattr(outcome, name) for name in ("claimed", "target_id", "consensus_id")}
+def recorded(outcome: Outcome, written: Completions) -> dict[str, Array]:
+    record = {name: getattr(outcome, name) for name in ("claimed", "target_id", "consensus_id")}
+    return record | {"written_ids": written.ids, "written_mask": written.mask}
 
 
 def auditor_params(trainable: Params, base: Params) -> Params:
     """The auditor's full parameters: adapters grafted onto the base, or the trained parameters themselves."""
     return trainable if "text" in trainable else lora.attach(base, trainable)
-
-
-def diversified(
-    outcome: Outcome, questions: Completions, archive: Float[Array, "A"], reward: Reward, floor: Float[Array, ""]
-) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
-    """Rewards times the weight of how often such a failure was found, or so asked, lately; and the new archive."""
-    parts, counts = outcome.consensus_id[..., None], outcome.reward[..., None] > 0
-    if reward.novelty != "answer":
-        ngrams, present = question_ngrams(questions.ids, questions.mask, reward.ngram)
-        # A cell is a piece of a question together with the right answer, and only what earns is in a cell.
-        cells = reward.novelty == "cells"
-        parts, counts = (mix32(ngrams * 31 + parts), present & counts) if cells else (ngrams, present)
-    weigh = partial(novelty_weights, archive=archive, c=reward.diversity, floor=floor)
-    if reward.scope == "group":
-        alone = lambda *group: weigh(*group, decay=0.0)[0]  # noqa: E731
-        return outcome.reward * jax.vmap(alone)(parts[:, None], counts[:, None])[:, 0], archive
-    weights, archive = weigh(parts, counts, decay=reward.decay)
-    return outcome.reward * weights, archive

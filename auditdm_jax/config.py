@@ -65,9 +65,8 @@ class Probing:
     generator: str = "editor"
     """Diffusion pipeline that draws captions."""
     old_questions: float | None = None
-    """Share of the new images of which a question is asked that was written for the old image, by the auditor before
-    training; the others are asked a new one, by the auditor that is trained. Of each channel's images in a batch, of
-    which one is all or nothing. By default 0 where the channel question is there, too, else a half."""
+    """Share of the new images, of each channel in a batch, that are asked what the auditor before training asked of the
+    old image; the others are asked a new question. By default 0 where the channel question is there, too, else 0.5."""
     command_instruction: str = COMMAND_INSTRUCTION
     """p_e: what the auditor is told for a command."""
     caption_instruction: str = CAPTION_INSTRUCTION
@@ -101,8 +100,7 @@ class Probing:
 
     @property
     def mixed(self) -> bool:
-        """Whether the auditor asks about images as they are and makes new ones, too: what is new is then the smaller
-        part, and asked what the auditor asks of it."""
+        """Whether the auditor asks about images as they are, too, and new ones are the smaller part."""
         return {"question"} < set(self.channels)
 
     @property
@@ -208,6 +206,8 @@ class TrainConfig(RunPaths):
         counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens")
         at_least_one(self, *counts, "probe_every", "checkpoint_every")
         check_rank(self.lora_rank)
+        if (self.grpo.soft_punish_cache or 0) > self.max_question_tokens:
+            raise UserError("grpo.soft-punish-cache is above max-question-tokens: even the shortest question would pay")
         if self.reward.disagreement == "share" and len(self.models.references) < 2:
             raise UserError("reward.disagreement is share with one reference: name two or more, or leave it binary")
 

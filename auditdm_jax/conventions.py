@@ -83,6 +83,7 @@ _HINTS = get_type_hints(Convention)
 _COUNTS = ("soft_punish_cache", "max_completion_length", "num_iterations")
 _ABOVE_ZERO = ("log_ratio_clip", "k3_clip", "importance_sampling_clip_max", "num_items_in_batch")
 _FINITE = ("beta", "std_epsilon")
+_COMPILED = ("beta", "importance_sampling_clip_min", "importance_sampling_clip_max", *_COUNTS)
 
 
 def _check(name: str, value: Any) -> None:
@@ -90,6 +91,8 @@ def _check(name: str, value: Any) -> None:
     hint = _HINTS[name]
     if get_origin(hint) is Literal:
         return check_choice(name, value, hint)
+    if isinstance(value, jax.core.Tracer) and name in _COMPILED:
+        raise UserError(f"{name} is traced by jit: give a number, for it decides what is computed")
     if isinstance(value, jax.core.Tracer) or (value is None and NoneType in get_args(hint)):
         return None
     if hint is bool:
@@ -187,9 +190,10 @@ class GRPO:
     epsilon: float | None = None
     """Clip range of the probability ratio, below one (0.2)."""
     epsilon_high: float | None = None
-    """Clip range of the probability ratio, above one (as epsilon)."""
+    """Clip range of the probability ratio, above one (as epsilon); of CISPO as TRL has it the largest weight (5)."""
     delta: float | None = None
-    """Largest probability ratio where the advantage is negative (inf)."""
+    """Largest probability ratio where the advantage is negative (inf); as in TRL, also where it is positive, so give
+    more than 1 + epsilon-high."""
     scale_rewards: ScaleRewards | None = None
     """Which standard deviation advantages are divided by (none)."""
     loss_type: LossType | None = None
@@ -208,6 +212,9 @@ class GRPO:
 
     def __post_init__(self) -> None:
         at_least_one(self, "num_generations", "num_iterations")
+        for name in ("num_generations", "num_iterations", "max_resamples"):
+            if not isinstance(getattr(self, name), int | np.integer):
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be a whole number")
         for name in ("temperature", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:  # nan, too
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be above 0")

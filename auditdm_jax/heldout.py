@@ -65,8 +65,8 @@ def verified(record: dict, batch: dict, auditor: VLM) -> dict[str, float]:
     if "images" in record:  # What is new is read back; what shows no scene of this world any more is not verified.
         images = np.asarray(record["images"])
         new = np.flatnonzero((images != np.repeat(batch["image"], generations, axis=0)).any((1, 2, 3)))
-        for i, scene in zip(new, scenes_in(images[new]), strict=True):
-            seen[i] = scene
+        for row, scene in zip(new.tolist(), scenes_in(images[new]), strict=True):
+            seen[row] = scene
     for i in range(len(claimed)):
         for g, text in enumerate(texts_of(auditor.tokenizer, ids[i], mask[i])):
             scene = seen[i * generations + g]

@@ -107,8 +107,9 @@ def policy_gradient_loss(
     if setting.num_iterations > 1 and old_logps is None:
         raise UserError(f"num_iterations is {setting.num_iterations} without old_logps: give those before the first")
     mask = mask.astype(bool)
+    rewards = jnp.where(jnp.isinf(rewards), jnp.nan, _single(rewards))  # under `jit` nobody was told
     # Replaced before any arithmetic: not even an infinity off the mask may reach the gradient.
-    logps = jnp.where(mask, logps, 0.0)
+    logps = jnp.where(mask, _single(logps), 0.0)
     old_logps = jax.lax.stop_gradient(logps if old_logps is None else jnp.where(mask, old_logps, 0.0))
     ref_logps = None if ref_logps is None else jnp.where(mask, ref_logps, 0.0)
     lengths = mask.sum(-1) if lengths is None else lengths
@@ -152,6 +153,11 @@ def policy_gradient_loss(
         token_losses, mask, setting.loss_type, length, setting.count_empty, num_items=setting.num_items_in_batch
     )
     return loss, metrics
+
+
+def _single(x: Array) -> Array:
+    """At least in single precision: half has no room for a ratio."""
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def advantages_of(

@@ -9,15 +9,17 @@ parses is for an oracle to say, on the host: here such a question shows by what 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, get_type_hints
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from auditdm_jax.answers import mix32
-from auditdm_jax.errors import UserError
+from auditdm_jax.errors import UserError, check_choice
 
 BEGINNINGS = (
     "how many", "where is", "what color", "what shape", "what pattern", "what emotion", "what hour", "which action",
@@ -60,6 +62,9 @@ class Reward:
     """Share of the questions that must begin with a topic, by default one or two of each a step; 0: none."""
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(Reward)
+        for name in ("disagreement", "novelty", "scope"):
+            check_choice(f"reward.{name}", getattr(self, name), hints[name])
         if not 0 < self.agreement <= 1:
             raise UserError(f"reward.agreement is {self.agreement}: it is a share of the references, above 0, up to 1")
         if not 0 <= self.confidence < 1:
@@ -255,3 +260,26 @@ def novelty_weights(
     weights = 1 / (1 + c * archive[buckets])
     mean = (weights * first).sum(-1) / jnp.maximum(first.sum(-1), 1)
     return jnp.where(mask.any(-1), floor + (1 - floor) * mean, 1.0), archive
+
+
+def diversified(
+    outcome: Outcome,
+    ids: Int[Array, "B G T"],
+    mask: Bool[Array, "B G T"],
+    archive: Float[Array, "A"],
+    reward: Reward,
+    floor: Float[Array, ""],
+) -> tuple[Float[Array, "B G"], Float[Array, "A"]]:
+    """Rewards times the weight of how often such a failure was found, or so asked, lately; and the new archive."""
+    parts, counts = outcome.consensus_id[..., None], outcome.reward[..., None] > 0
+    if reward.novelty != "answer":
+        ngrams, present = question_ngrams(ids, mask, reward.ngram)
+        # A cell is a piece of a question together with the right answer, and only what earns is in a cell.
+        cells = reward.novelty == "cells"
+        parts, counts = (mix32(ngrams * 31 + parts), present & counts) if cells else (ngrams, present)
+    weigh = partial(novelty_weights, archive=archive, c=reward.diversity, floor=floor)
+    if reward.scope == "group":
+        alone = lambda *group: weigh(*group, decay=0.0)[0]  # noqa: E731
+        return outcome.reward * jax.vmap(alone)(parts[:, None], counts[:, None])[:, 0], archive
+    weights, archive = weigh(parts, counts, decay=reward.decay)
+    return outcome.reward * weights, archive

@@ -137,18 +137,22 @@ def update(
 ) -> tuple[Trained, dict[str, Array]]:
     """`num_iterations` policy-gradient updates with one batch of questions and their rewards.
 
-    A new question of a new image has the reward, and so the advantage, of the command or caption that it followed: the
-    loss is the sum of both. Metrics are those of what was written first.
+    A new question of a new image has the reward of the command or caption that it followed, and so the advantage, where
+    that is within a group: the loss is the sum of both. Metrics are those of what was written first.
     """
-    convention = settings.grpo.convention()
+    # A constant that token losses are divided by is that of a question, whatever a step's longest text: a token counts
+    # as much in a step that makes new images as in one that does not.
+    question = settings.max_question_tokens
+    convention = replace(settings.grpo.convention(), max_completion_length=question)
     parts = [(batch.prompt, batch.images, batch.questions)]
-    scored = [(batch.learned, batch.rewards)]
+    # Tokens as of a question: what is penalised is to come near one's own limit.
+    scored = [(batch.learned, batch.rewards, batch.questions.mask.sum(-1) + (question - batch.room)[:, None])]
     if batch.new is not None:
         more = batch.new
         prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (more.prompt, more.images))
         parts.append((prompt, images, jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), more.questions)))
         rewards = batch.rewards if more.groups is None else batch.rewards[more.groups]
-        scored.append((more.questions.mask, rewards))
+        scored.append((more.questions.mask, rewards, more.questions.mask.sum(-1)))
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
 
     def averaged_over(mask: Array) -> Array | int:
@@ -166,10 +170,11 @@ def update(
     def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
         found = []
         logps = logps_of(auditor_params(trainable, frozen.auditor))
-        for new, old, ref, (learned, rewards), part in zip(logps, old_logps, ref_logps, scored, parts, strict=True):
+        for new, old, ref, scores, part in zip(logps, old_logps, ref_logps, scored, parts, strict=True):
+            learned, (rewards, lengths) = scores[0], (x.reshape(-1) for x in scores[1:])
             mask, sampled, group = rows(learned), rows(part[2].logps), settings.grpo.num_generations
-            spoken = {"sampling_logps": sampled, "lengths": rows(part[2].mask).sum(-1)}
-            loss, metrics = policy_gradient_loss(new, old, ref, mask, rewards.reshape(-1), group, convention, **spoken)
+            spoken = {"sampling_logps": sampled, "lengths": lengths}
+            loss, metrics = policy_gradient_loss(new, old, ref, mask, rewards, group, convention, **spoken)
             # Each part is a mean of its own; a question counts as much, whichever part it is in.
             loss *= averaged_over(mask) / averaged_over(rows(batch.learned))
             drift = jnp.where(mask, jnp.abs((new if old is None else old) - sampled), 0.0)

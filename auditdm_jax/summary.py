@@ -99,7 +99,8 @@ def report_lines(summary: dict[str, Any], top: int = 20) -> Iterator[str]:
         for name, pairs in {"prompt-only": before, **({"trained": summary["sensitivity"]} if trained else {})}.items():
             rate = Rate(**{key: pairs[key] for key in Rate._fields})
             if rate.n:  # without old questions there are none
-                yield f"sensitivity, {name}: {rate.count} of {rate.n} harmless edits turned the answer, {interval(rate)}"
+                turned = f"{rate.count} of {rate.n} harmless edits turned the answer"
+                yield f"sensitivity, {name}: {turned}, {interval(rate)}"
     if summary["image_faults"]:
         yield "new images spoiled: " + ", ".join(f"{n} {name}" for name, n in summary["image_faults"].items())
     yield f"{summary['skills_found']} skills with {ENOUGH} or more verified failures"

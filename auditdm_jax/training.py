@@ -194,7 +194,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
             done = now(states, [next(run.source)["image"] for run in runs], draw)
             states = [state for state, _, _ in done]
             for log, (_, metrics, record) in zip(logs, done, strict=True):
-                repeated = duplicates(record["question_ids"], record["question_mask"])
+                repeated = duplicates(record["written_ids"], record["written_mask"])
                 log.step(number, metrics | {"question/duplicates": repeated})
             last = number == config.steps
             if number % config.probe_every == 0 or last:

@@ -68,7 +68,8 @@ def our_steps(vlm: VLM, images: np.ndarray):
         key = jax.random.fold_in(trained.key, trained.step)
         lengths = dict(num_generations=COMPLETIONS, max_new_tokens=TOKENS, temperature=1.0)
         questions = ask(trained.auditor, config, prompt, images, key, **lengths)
-        batch = Batch(images, prompt, questions, questions.mask, rewards, jnp.ones(IMAGES, bool))
+        room = jnp.full(IMAGES, TOKENS)
+        batch = Batch(images, prompt, questions, questions.mask, room, rewards, jnp.ones(IMAGES, bool))
         return update(trained, frozen, config, batch, settings)[0]
 
     trainable = jax.tree.map(jnp.array, vlm.params)

@@ -50,7 +50,7 @@ def test_each_alarm_speaks_once():
         spoken += [(number, line) for line in lines]
     assert [number for number, _ in spoken] == [3, 27]
     assert "alarm: 0.03 is what claimed success is above verified" in spoken[0][1]
-    assert "alarm: 1.00 of a step's questions are repeats" in spoken[1][1]
+    assert "alarm: 1.00 of what a step's auditor wrote repeats another" in spoken[1][1]
 
 
 def test_questions_that_repeat_others():

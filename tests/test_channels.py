@@ -1,6 +1,7 @@
 """The auditor's channels: who writes what, what is asked of which image, and what earns nothing."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from auditdm_jax import training
 from auditdm_jax.answering import answer
 from auditdm_jax.channels import Prober, instructions_of
-from auditdm_jax.collect import _rewarded_compiled, collect_probes
+from auditdm_jax.collect import _rewarded_compiled, collect, collect_probes
 from auditdm_jax.config import CHANNELS, Models, Probing, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
@@ -238,6 +239,31 @@ def test_an_update_in_spans_is_the_update(parts, started, images):
     moments = (jax.tree.leaves(of[0].opt_state) for of in (got, want))
     for one, other in zip(*moments, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("cache", [0, 4])
+def test_a_question_counts_as_much_in_a_step_that_makes_new_images(parts, started, images, cache):
+    """Padded to a caption's length, the questions of a step have the gradient that they have alone; and what is
+    penalised is to come near one's own limit, not the longest."""
+    _, players, cast, _ = parts
+    settings, state = started
+    settings = replace(settings, spans=(), grpo=replace(settings.grpo, soft_punish_cache=cache))
+    given = state.trained, state.frozen, images, jax.random.key(0)
+    batch, *_ = jax.jit(partial(collect, cast=cast, settings=settings, translate=None))(*given)
+    batch = batch._replace(rewards=jnp.tile(jnp.arange(GENERATIONS, dtype=jnp.float32), (IMAGES, 1)))
+    more = ((0, 0), (0, 0), (0, 32 - settings.max_question_tokens))
+    padded = {name: jnp.pad(getattr(batch.questions, name), more) for name in ("ids", "mask", "logps")}
+    wide = batch._replace(questions=batch.questions.replace(**padded), learned=jnp.pad(batch.learned, more))
+    # As captions of at most 32 tokens they are far from their limit.
+    roomy = wide._replace(room=jnp.full(IMAGES, 32))
+
+    def found(batch):
+        metrics = update(state.trained, state.frozen, players.auditor.config, batch, settings)[1]
+        return [float(metrics[name]) for name in ("grad_norm", "advantage_abs")]
+
+    np.testing.assert_allclose(found(wide)[0], found(batch)[0], rtol=1e-4)
+    penalised = abs(found(roomy)[1] / found(wide)[1] - 1)
+    assert penalised > 0.02 if cache else penalised < 1e-6
 
 
 def test_topics_begin_what_is_asked_of_the_images_themselves(parts, started, images):

@@ -34,6 +34,8 @@ def test_a_reference_that_is_the_target_is_refused():
         (GRPO, {"beta": -1.0}),
         (GRPO, {"epsilon": float("nan")}),
         (GRPO, {"soft_punish_cache": -3}),
+        (GRPO, {"num_generations": 2.5}),
+        (GRPO, {"max_resamples": 1.5}),
         (AuditConfig, {"seed": -1}),
         (AuditConfig, {"questions": 0}),
         (AuditConfig, {"prompt_only_questions": 0}),
@@ -61,6 +63,9 @@ def test_numbers_that_cannot_be_are_named(config, wrong):
         ({"confidence": 1.0}, "confidence is 1.0"),
         ({"diversity": -1.0}, "diversity is -1.0"),
         ({"ngram": 0}, "ngram is 0"),
+        ({"disagreement": "Share"}, "reward.disagreement is 'Share': choose one of binary"),
+        ({"novelty": "ngram"}, "reward.novelty is 'ngram'"),
+        ({"scope": "batch"}, "reward.scope is 'batch'"),
         ({"decay": 1.0}, "decay is 1.0"),
         ({"floor": 1.5}, "floor is 1.5"),
         ({"topic_share": 1.5}, "topic-share is 1.5"),
@@ -78,6 +83,7 @@ def test_rewards_that_cannot_be_are_named(settings, words):
     ("settings", "words"),
     [
         ({"reward": Reward(disagreement="share"), "models": Models(references=("reference-a",))}, "two or more"),
+        ({"grpo": GRPO(soft_punish_cache=12)}, "soft-punish-cache is above max-question-tokens"),
     ],
 )
 def test_rewards_that_clash_with_the_run_are_one_line(settings, words):

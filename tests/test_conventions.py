@@ -147,6 +147,13 @@ def test_bad_settings_are_named(call, message):
         call()
 
 
+@pytest.mark.parametrize("name", ["beta", "soft_punish_cache", "num_iterations", "max_completion_length"])
+def test_what_decides_the_computation_cannot_be_traced(name):
+    arrays, _ = batch(0)
+    with pytest.raises(UserError, match=f"{name} is traced by jit: give a number"):
+        jax.jit(lambda value: policy_gradient_loss(*arrays, 4, "grpo@trl", **{name: value})[0])(1)
+
+
 @pytest.mark.parametrize("place", [1, 2, 3, 4])
 def test_arrays_of_another_shape_are_not_broadcast(place):
     arrays, _ = batch(0)

@@ -244,6 +244,26 @@ def test_the_penalty_for_length_is_of_the_whole_completion():
     assert (whole["advantage_abs"], masked["advantage_abs"]) == (0.5, 0.25)
 
 
+@pytest.mark.parametrize("preset", ["dr_grpo@auditdm", "grpo@trl", "rloo@trl", "reinforce++@verl"])
+def test_an_infinite_reward_under_jit_counts_as_none(preset):
+    logps, old_logps, ref_logps, mask, rewards = (jnp.asarray(x) for x in example(1))
+    given = jax.jit(
+        lambda r: jax.grad(lambda x: policy_gradient_loss(x, old_logps, ref_logps, mask, r, 4, preset)[0])(logps)
+    )
+    infinite, missing = given(rewards.at[0].set(jnp.inf)), given(rewards.at[0].set(jnp.nan))
+    assert jnp.isfinite(infinite).all()
+    np.testing.assert_array_equal(infinite, missing)
+
+
+def test_half_precision_is_computed_in_single():
+    logps, old_logps, ref_logps, mask, rewards = (jnp.asarray(x) for x in example(1))
+    half = [x.astype(jnp.float16) for x in (logps, old_logps - 15, ref_logps)]
+    single = [x.astype(jnp.float32) for x in half]
+    got, want = (policy_gradient_loss(*of, mask, rewards, 4, "grpo@trl", beta=0.1)[0] for of in (half, single))
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, want)
+
+
 def test_ratios_far_outside_stay_finite():
     logps, old_logps, _, mask, rewards = example(4)
     logps[4:8], old_logps[4:8] = 0, -200

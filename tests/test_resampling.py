@@ -26,7 +26,7 @@ def labelled(signal, first):
     rewards = jnp.tile(number[:, None], (1, 2)).astype(jnp.float32)
     images = jnp.tile(number.astype(jnp.uint8)[:, None, None, None], (1, 2, 2, 3))
     prompt = Prompt(ids[:, 0], ids[:, 0] > -1)
-    return Batch(images, prompt, questions, questions.mask, rewards, jnp.array(signal))
+    return Batch(images, prompt, questions, questions.mask, jnp.full(len(signal), 3), rewards, jnp.array(signal))
 
 
 @pytest.mark.parametrize(

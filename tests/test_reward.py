@@ -11,19 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditdm_jax.collect import diversified
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.reward import (
     Reward,
     consensus,
     disagreement,
+    diversified,
     likelihood_gap,
     likelihood_reward,
     novelty_weights,
     question_ngrams,
     share_reward,
 )
-from auditdm_jax.sampling import Completions
 from auditdm_jax.training import step_settings
 
 UNCLEAR, RED, BLUE, GREEN = 4_000_000_000, 1, 2, 3
@@ -247,7 +246,7 @@ def four_questions():
     no = jnp.zeros((1, 4), bool)
     outcome = disagreement(jnp.array([[1, 1, 1, 9]], jnp.uint32), no, references, no[None], abstain_id=3)
     ids = jnp.array([[[4, 5], [4, 6], [4, 6], [4, 6]]])
-    return outcome, Completions(ids, jnp.ones(ids.shape, bool), jnp.zeros(ids.shape), jnp.zeros((*ids.shape[:2], 1)))
+    return outcome, ids, jnp.ones(ids.shape, bool)
 
 
 @pytest.mark.parametrize("novelty", ["answer", "ngrams", "cells"])
@@ -269,8 +268,7 @@ def test_a_failure_of_a_kind_often_found_earns_less(novelty):
 
 
 def test_within_a_group_other_images_do_not_count():
-    outcome, questions = four_questions()
-    both = jax.tree.map(lambda x: jnp.concatenate([x, x[:, ::-1]]), (outcome, questions))
+    both = jax.tree.map(lambda x: jnp.concatenate([x, x[:, ::-1]]), four_questions())
     reward = Reward(diversity=2.0, scope="group", floor=0.25)
     archive = jnp.full(64, 0.3)
     rewards, same = diversified(*both, archive, reward, jnp.float32(reward.floor))
