@@ -8,6 +8,7 @@ measured by `auroc`, against an oracle (benchmarks/answerability.py).
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy.optimize
 from jaxtyping import Bool, Float, UInt8
 
 from auditdm_jax.outcomes import vote
@@ -56,15 +57,23 @@ def auroc(scores: Float[np.ndarray, "N"], positive: Bool[np.ndarray, "N"]) -> tu
     """The area under the ROC curve of a score, with its 95 % interval; NaN and (0, 1) without both kinds.
 
         area = P(score of a positive > score of a negative), equal scores counting one half
-        variance = var(V10) / m + var(V01) / n                     DeLong et al., Biometrics 44 (1988)
 
-    V10, V01: of each of the m positives, n negatives, the share of the other kind that it is in order with.
+    The interval holds each area a that the measured one is not 1.96 standard deviations away from, as Wilson's does for
+    a rate, so that it has a width where all are in order, too (Newcombe, Statistics in Medicine 25 (2006), method 5):
+
+        variance(a) = a (1 - a) (1 + (N - 1) ((1 - a) / (2 - a) + a / (1 + a))) / (m n),    N = (m + n) / 2
     """
     up, down = scores[positive], scores[~positive]
     if not len(up) or not len(down):
         return float("nan"), 0.0, 1.0
-    above = (up[:, None] > down).astype(float) + 0.5 * (up[:, None] == down)
-    parts = [above.mean(axis) for axis in (1, 0)]
-    variance = sum(part.var(ddof=1) / len(part) if len(part) > 1 else 0.25 for part in parts)
-    area, half = float(above.mean()), 1.96 * float(np.sqrt(variance))
-    return area, max(0.0, area - half), min(1.0, area + half)
+    area = float(((up[:, None] > down) + 0.5 * (up[:, None] == down)).mean())
+    others = (len(up) + len(down)) / 2 - 1
+
+    def excess(a: float) -> float:
+        variance = a * (1 - a) * (1 + others * ((1 - a) / (2 - a) + a / (1 + a))) / (len(up) * len(down))
+        return (area - a) ** 2 - 1.96**2 * variance
+
+    # An area of 0 or 1 is a root of its own.
+    low = scipy.optimize.brentq(excess, 0.0, area - 1e-9) if area else 0.0
+    high = scipy.optimize.brentq(excess, area + 1e-9, 1.0) if area < 1 else 1.0
+    return area, float(low), float(high)

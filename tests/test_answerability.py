@@ -15,10 +15,13 @@ def test_share_of_further_answers_that_equal_the_consensus():
 
 def test_area_and_interval_by_hand():
     area, low, high = auroc(np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False]))
-    # Pairs: 0.9 > 0.5, 0.9 > 0.1, 0.5 = 0.5, 0.5 > 0.1. Shares of the positives 1, 0.75, of the negatives 0.75, 1:
-    # each of variance 1/32, so the area's is 2 * (1/32) / 2 = 1/32.
+    # Pairs: 0.9 > 0.5, 0.9 > 0.1, 0.5 = 0.5, 0.5 > 0.1.
     assert area == 0.875
-    assert (low, high) == (pytest.approx(0.875 - 1.96 / np.sqrt(32)), 1.0)
+    for end in (low, high):
+        variance = end * (1 - end) * (1 + (1 - end) / (2 - end) + end / (1 + end)) / 4
+        assert (0.875 - end) ** 2 == pytest.approx(1.96**2 * variance)
+    # All in order, m = n = 2: of an area a the chance of that is small where (1 - a) is 3.84 a (1 + ...) / 4.
+    assert auroc(np.array([3.0, 4.0, 1.0, 2.0]), np.array([True, True, False, False]))[1] < 0.5
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=30))
@@ -35,14 +38,17 @@ def test_the_area_is_a_share_of_pairs(rows):
     assert auroc(-scores, positive)[0] == pytest.approx(1 - area)
 
 
-def test_the_interval_holds_the_true_area():
-    """Two normal distributions one standard deviation apart: the area is Phi(1 / sqrt 2) = 0.7602."""
-    rng, positive = np.random.default_rng(0), np.arange(120) < 40
+@pytest.mark.parametrize(
+    ("few", "many", "apart", "true"), [(40, 80, 1.0, 0.7602), (6, 6, 1.81, 0.8997), (15, 15, 2.77, 0.9749)]
+)
+def test_the_interval_holds_the_true_area(few, many, apart, true):
+    """Two normal distributions some standard deviations apart: the area is Phi(apart / sqrt 2)."""
+    rng, positive = np.random.default_rng(0), np.arange(few + many) < few
     held = []
     for _ in range(400):
-        _, low, high = auroc(rng.normal(positive.astype(float)), positive)
-        held.append(low <= 0.7602 <= high)
-    assert 0.92 <= np.mean(held) <= 0.98
+        _, low, high = auroc(rng.normal(apart * positive), positive)
+        held.append(low <= true <= high)
+    assert 0.92 <= np.mean(held) <= 0.995
 
 
 def test_changes_are_small_and_repeatable():
