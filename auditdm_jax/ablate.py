@@ -57,7 +57,7 @@ def stage(run: Run) -> str:
         summary = read_json(run.folder / "audit" / "summary.json")
         measures_of(summary)
         there = dict(summary["settings"])
-    except (UserError, AttributeError, KeyError, TypeError, ValueError):
+    except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return "trained"  # there is no audit, or a damaged one
     # Runs may have been moved; an audit with other settings is made anew.
     return "finished" if there == plain(run.audit) | {"out": there.get("out")} else "trained"
@@ -80,6 +80,8 @@ def run_all(cells: Sequence[Cell], folder: Path, together: bool) -> None:
     for cell in cells:
         todo = [run for run in cell.runs if stage(run) != "finished"]
         untrained = [replace(run.train, resume=True) for run in todo if stage(run) in ("to do", "begun")]
+        for config in untrained:  # an audit that is there is of another auditor
+            (Path(config.out) / config.name / "audit" / "summary.json").unlink(missing_ok=True)
         if together and len(untrained) > 1:
             try:
                 train_jointly(untrained)

@@ -42,10 +42,18 @@ class Difference(NamedTuple):
 
 
 def measures_of(summary: Mapping[str, Any]) -> Result:
-    """The measures of an audit's summary.json."""
+    """The measures of an audit's summary.json. Raises ValueError for what is no number, and as damage may."""
     types = sum(kind["failures"] >= ENOUGH for kind in summary["failure_types"])
     rates = {name: summary[name]["rate"] for name in ("claimed", "verified")}
-    return {**rates, "skills": summary["skills_found"], "types": types}
+    measures = {**rates, "skills": summary["skills_found"], "types": types}
+    if not all(is_number(value) for value in measures.values()):
+        raise ValueError(measures)
+    return measures
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:

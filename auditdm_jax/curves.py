@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from auditdm_jax.compare import FEWEST, t_interval
+from auditdm_jax.compare import FEWEST, is_number, t_interval
 from auditdm_jax.errors import one_line
 from auditdm_jax.files import read_jsonl
 
@@ -26,9 +26,13 @@ Curve = dict[int, list[float]]
 
 
 def read_curve(runs: Sequence[Path], metric: str) -> Curve:
-    """A metric at the steps that all of the runs have."""
+    """A metric at the steps where all of the runs have a number."""
     rows = [
-        {row["step"]: row[metric] for row in read_jsonl(run / "metrics.jsonl") if metric in row and "step" in row}
+        {
+            row["step"]: row[metric]
+            for row in read_jsonl(run / "metrics.jsonl")
+            if is_number(row.get(metric)) and "step" in row
+        }
         for run in runs
     ]
     steps = set.intersection(*map(set, rows)) if rows else set()

@@ -29,6 +29,8 @@ GAP_QUESTIONS = 200
 _TRIES = 12
 # The first of the seeds of scenes that nothing else shows.
 _SCENES = 60_000_000_000
+_SCENES_ENOUGH = 2000
+"""Scenes in a row without a question in a gap, after which there is none to be had."""
 
 
 class Asked(NamedTuple):
@@ -60,14 +62,19 @@ class Exam:
         for number, gap in enumerate(gaps):
             missing = GAP_QUESTIONS - sum(asked.gap == gap for asked in self.asked)
             first = _SCENES + number * 1_000_000
+            last = first + _SCENES_ENOUGH
             while missing > 0:
+                if first == last:
+                    raise UserError(
+                        f"of {gap!r} no question is left by the gaps named before it; name it first, or leave it out"
+                    )
                 (scene,), image = scenes_of("test", first, 1)
                 question = near(Asker(scene, np.random.default_rng(first)), gap, "test")
                 first += 1
                 if question and gap_of(question, scene, gaps) == gap:
                     self.asked.append(Asked(question, scene, gap))
                     images.append(image)
-                    missing -= 1
+                    missing, last = missing - 1, first + _SCENES_ENOUGH
         self.images = np.concatenate(images)
         self.balanced = count
 

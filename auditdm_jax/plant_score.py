@@ -10,6 +10,7 @@ import scipy.stats
 import tyro
 from jaxtyping import Float
 
+from auditdm_jax.compare import is_number
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import read_json, write_json
 from auditdm_jax.scenes.zoo_paths import same_model
@@ -83,8 +84,14 @@ def _check(key: Mapping[str, Any], reported: Any, types: Sequence[Mapping[str, A
     names = [kind["name"] for kind in (*known, *types)]
     numbers = [kind[field] for kind in known for field in ("rate", "n")]
     numbers += [kind[field] for kind in types for field in ("rate", "n", "ci_low", "ci_high")]
-    texts = isinstance(reported, list) and all(isinstance(name, str) for name in (*reported, *names))
-    if not texts or not np.isfinite(np.array(numbers, float)).all():
+    if not all(is_number(number) for number in numbers):
+        raise ValueError
+    texts = (
+        isinstance(reported, list)
+        and isinstance(types, list)
+        and all(isinstance(name, str) for name in (*reported, *names))
+    )
+    if not texts:
         raise ValueError
 
 

@@ -154,8 +154,12 @@ def check(run: Run) -> None:
     models = audited_settings(run.train, run.audit, trained=True).models
     named = (models.auditor, models.target, models.verifier, *models.references, run.train.models.target)
     for name in (*named, *filter(None, [run.audit.auditor])):
-        model_path(name)
+        path = model_path(name)
+        if str(path).startswith((".", "/", "~")) or Path(path).is_dir():  # what is from a hub shows when it is fetched
+            directory_of(path)
     used_by_all(run.train.probing, run.train.images_per_step)
+    audited = min(run.audit.batch_size, run.audit.questions)
+    used_by_all(run.train.probing, audited, "audit.batch-size and audit.questions")
     _tokens_suffice(models.auditor, run.train.topics, run.train.max_question_tokens)
     channels = run.train.probing.channels
     for channel, name in (("edit", run.train.probing.editor), ("caption", run.train.probing.generator)):
@@ -267,10 +271,12 @@ def _runs(settings: Mapping[str, Any], seeds: Sequence[int], out: str) -> tuple[
     train: dict[str, Any] = {"out": out}
     audit: dict[str, Any] = {"out": out}
     for name, value in settings.items():
+        if value == "None":  # as if it were not given
+            continue
         *above, last = KNOWN[name].path
         place = audit if name.startswith(AUDIT) else train
         for part in above:
             place = place.setdefault(part, {})
-        place[last] = None if value == "None" and fits(value, KNOWN[name].hint) else value
+        place[last] = value
     configs = rebuilt(TrainConfig(), train), rebuilt(AuditConfig(), audit)
     return tuple(Run(*(replace(config, seed=seed, name=f"seed{seed}") for config in configs)) for seed in seeds)

@@ -3,12 +3,12 @@
 python benchmarks/planted.py                                                   # hours; goes on where it was stopped
 python benchmarks/planted.py --plantings clock none --seeds 1 --methods prompt-only random --search-queries 0
 
-Every method puts the same number of questions to the target. Some spend the search queries first, on images of their
+Every method puts the same number of questions to the target (training also probes held-out images, 768 questions of
+which nothing is learned). Some spend the search queries first, on images of their
 own; what is reported comes from fresh images alone, so that choosing by luck cannot pass for finding. One JSON line a
 run; the references are three healthy models, none of which the target was made from, and the oracle judges.
 """
 
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from auditdm_jax.checkpoint import check_config
 from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.errors import UserError, at_least_one, run_cli
 from auditdm_jax.evals import Answerer, wilson
-from auditdm_jax.files import append_jsonl, plain, read_json, write_json
+from auditdm_jax.files import append_jsonl, plain, read_json, read_jsonl, write_json
 from auditdm_jax.huge_pages import with_huge_pages
 from auditdm_jax.outcomes import Asked, consensus_of, is_answer
 from auditdm_jax.plant import PlantConfig, plant
@@ -86,7 +86,12 @@ class Config:
             raise UserError(f"methods has {', '.join(sorted(unknown))}: there are {known}")
         for planting in self.plantings:
             PlantConfig(planting, self.strength).gaps()
-        at_least_one(self, "seeds", "queries", "search_queries", "best_of", "population")
+        searched = ("search_queries",) if set(self.methods) & {*SEARCHES} else ()
+        at_least_one(self, "seeds", "queries", *searched, "best_of", "population")
+        if self.search_queries < 0 or self.population < 2 or BATCH % self.population:
+            raise UserError(f"search-queries must be 0 or more, and population divide {BATCH}, and be 2 or more")
+        if "best-of-n" in self.methods and self.search_queries < BATCH * self.best_of:
+            raise UserError(f"best-of-n asks {BATCH} x best-of questions at a time: raise search-queries to that")
 
 
 @dataclass(frozen=True)
@@ -262,7 +267,7 @@ def main() -> None:
         raise UserError(f"{config.out} has results and no settings.json, so nobody knows what of; name another --out")
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(settings_file, config)
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    rows = read_jsonl(results)
     done = {(row["planting"], row["seed"], row["method"]) for row in rows}
     auditor, settings = load_model("auditor"), TrainConfig()
     references = tuple(Answerer(load_model(name), batch_size=BATCH) for name in config.references)

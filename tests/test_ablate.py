@@ -93,6 +93,14 @@ def test_only_what_is_missing_is_done_again(fake, tmp_path):
     assert [what for what, *_ in fake.done] == ["audit"] * 6
 
 
+def test_an_auditor_that_is_trained_anew_is_audited_anew(fake, tmp_path):
+    ablate(fake.config)
+    fake.done.clear()
+    (tmp_path / "s" / "reward.diversity=60" / "seed1" / "auditor" / "config.json").unlink()
+    ablate(fake.config)
+    assert fake.done == [("train", 60, 1), ("audit", 60, 1)]
+
+
 def test_a_run_that_fails_does_not_stop_the_others(fake, tmp_path):
     fake.broken.add((0, 1))
     with pytest.raises(UserError, match="1 of 6 runs failed"):
@@ -136,7 +144,18 @@ def test_a_defect_in_a_run_does_not_stop_the_others(fake, tmp_path, monkeypatch,
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ['{"settings', "[]", '{"settings": 3}', "{}"])
+RATED = '{"claimed": {"rate": %s}, "verified": {"rate": 0.5}, "skills_found": 5, "failure_types": [], "settings": {}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"settings', "[]", '{"settings": 3}', "{}",
+        RATED % 'null',
+        RATED % 'NaN',
+        RATED % '"1"',
+    ],
+)  # fmt: skip
 def test_a_damaged_audit_is_made_anew(fake, tmp_path, text):
     ablate(fake.config)
     fake.done.clear()

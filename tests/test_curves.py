@@ -34,6 +34,13 @@ def test_only_steps_that_all_runs_have(runs, tmp_path):
     assert read_curve([*runs, longer], "heldout/claimed") == {0: [0.1, 0.1, 0.1, 0.0], 50: [0.2, 0.325, 0.45, 0.5]}
 
 
+def test_what_is_no_number_is_not_drawn(runs, tmp_path):
+    append_jsonl(tmp_path / "0" / "metrics.jsonl", {"step": 50, "heldout/claimed": None})
+    odd = run(tmp_path / "odd", {0: 0.0, 50: None})
+    assert read_curve([*runs, odd], "heldout/claimed") == {0: [0.1, 0.1, 0.1, 0.0]}
+    ElementTree.fromstring(svg({"a": [*runs, odd]}))
+
+
 def test_mean_and_interval_are_drawn(runs):
     root = ElementTree.fromstring(svg({"a < b": runs}))
     (panel,) = root.findall(f"{SPACE}g")

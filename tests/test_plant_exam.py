@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny_zoo import tiny
 
+from auditdm_jax import plant_exam
 from auditdm_jax.errors import UserError
 from auditdm_jax.evals import Answerer
 from auditdm_jax.plant_exam import GAP_QUESTIONS, Asked, Exam, check, losses, near
@@ -11,6 +12,7 @@ from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.gaps import gap_of
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.questions import Asker, Question
+from auditdm_jax.scenes.world import COLORS
 
 GAPS = ("counting/above four", "concept/red")
 
@@ -39,6 +41,16 @@ def test_the_examination_asks_enough_in_each_gap(exam):
     assert all(types[gap] == exam.of_gap(gap).nonzero()[0].tolist() for gap in GAPS)
     assert len(types["counting"]) < 10  # not those drawn for the gap
     assert all(judge(a.question.text, a.scene).answer == a.question.answer for a in exam.asked)
+
+
+def test_a_gap_that_lies_in_those_before_it_is_told(monkeypatch):
+    """Every small object has a color; named first it has questions of its own."""
+    monkeypatch.setattr(plant_exam, "GAP_QUESTIONS", 3)
+    monkeypatch.setattr(plant_exam, "_SCENES_ENOUGH", 60)
+    colors = [f"concept/{color}" for color in COLORS]
+    with pytest.raises(UserError, match="of 'small_object' no question is left by the gaps named before it"):
+        Exam([*colors, "small_object"], 20)
+    assert Exam(["small_object", *colors[:1]], 20).of_gap("small_object").sum() >= 3
 
 
 def test_a_model_is_examined(exam):

@@ -89,12 +89,19 @@ def test_scoring_a_run(tmp_path, capsys):
         {"gaps": []},
         {"gaps": [gap | {"rate": None}], "types": []},
         {"gaps": [gap], "types": [gap | {"name": 1}]},
+        {"gaps": [gap | {"rate": "0.8"}], "types": [gap]},
+        {"gaps": [gap | {"rate": True}], "types": [gap]},
     ):
         write_json(target / KEY, key)
         with pytest.raises(UserError, match="is damaged"):
             score_run(ScoreConfig(target, run))
     write_json(target / KEY, ANSWERS)
-    for wrong in ({"weaknesses": [1]}, {"weaknesses": "counting"}, {"failure_types": [{"name": "a"}]}):
+    for wrong in (
+        {"weaknesses": [1]},
+        {"weaknesses": "counting"},
+        {"failure_types": [{"name": "a"}]},
+        {"failure_types": {}},
+    ):
         write_json(run / "audit" / "summary.json", summary | {"weaknesses": []} | wrong)
         with pytest.raises(UserError, match="is damaged"):
             score_run(ScoreConfig(target, run))

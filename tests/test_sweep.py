@@ -79,6 +79,12 @@ def test_cells_are_variants_times_combinations(tmp_path):
     assert cells[0].runs[0].train.reward.diversity == 0
 
 
+def test_none_is_a_setting_that_is_not_given(tmp_path):
+    one, two = sweep(tmp_path, 'seeds = [0]\n[base]\ninstruction = "None"\n[grid]\naudit.target = ["None", "target-l"]')
+    assert (one.runs[0].audit.target, two.runs[0].audit.target) == ("", "target-l")
+    assert one.runs[0].train.instruction == TrainConfig().instruction
+
+
 def test_without_a_grid_there_is_one_cell(tmp_path):
     assert [(cell.label, len(cell.runs)) for cell in sweep(tmp_path, "seeds = [1]")] == [("base", 1)]
 
@@ -147,6 +153,12 @@ def test_cells_that_cannot_run_have_a_line_each(tmp_path):
         ('reward.topics = [["how many"], ["how many of all the many red stars are there in the"]]', "shorten it"),
         ('editor = ["editor", "nosuch"]', "no pipeline directory nosuch"),
         ("lora-rank = [0, -1]", "lora-rank is -1"),
+        ('target = ["target-s", "/no/such/target"]', "no checkpoint directory /no/such/target"),
+        ('audit.auditor = ["None", "/"]', "/ has no config.json"),
+        (
+            'channels = [["question"], ["question", "edit"]]\naudit.questions = [1]',
+            "none goes through the channel edit",
+        ),
     ],
 )
 @pytest.mark.skipif("auditor" not in zoo_names(), reason="the zoo has not been built")
