@@ -157,7 +157,8 @@ def policy_gradient_loss(
 
 def _single(x: Array) -> Array:
     """At least in single precision: half has no room for a ratio."""
-    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.asarray(x)  # double from NumPy is single here, unless JAX is told otherwise
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def advantages_of(

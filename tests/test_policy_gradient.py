@@ -264,6 +264,12 @@ def test_half_precision_is_computed_in_single():
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.filterwarnings("error")
+def test_numpys_doubles_are_taken_without_a_word():
+    arrays = [np.asarray(x, np.float64) for x in example(1)]
+    assert jnp.isfinite(policy_gradient_loss(*arrays[:3], arrays[3] > 0, arrays[4], 4, "grpo@trl", beta=0.1)[0])
+
+
 def test_ratios_far_outside_stay_finite():
     logps, old_logps, _, mask, rewards = example(4)
     logps[4:8], old_logps[4:8] = 0, -200
