@@ -26,7 +26,7 @@ def whole(tmp_path):
         steps=2,
         images_per_step=3,
         models=Models("auditor", zoo["target"], (zoo["a"], zoo["b"]), zoo["auditor"]),
-        probing=Probing(CHANNELS, new_images_every=1, old_questions=0.5, render=RenderSettings(steps=1)),
+        probing=Probing(CHANNELS, (1, 1, 1), new_images_every=1, old_questions=0.5, render=RenderSettings(steps=1)),
         grpo=GRPO(num_generations=2),
         checkpoint_every=1,
     )
