@@ -10,6 +10,7 @@ images comes without questions. The reward credits what was written for the chan
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ class Probes(NamedTuple):
     overlong: Bool[Array, "B G"]
     spoiled: Bool[Array, "B G"]
     faults: dict[str, Bool[Array, "N"]]
-    skips: Counter[str]
+    skips: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,14 +119,9 @@ class Prober:
         written = self._written(shared_out, params, prompt, images, keys[0], generations, begun)
         words, empty, overlong = words_of(written, self.config)
         overlong |= written.mask.sum(-1) > jnp.asarray(limits)[:, None]
-        texts = texts_of(self.tokenizer, written.ids, words)
-        probed, faults, skips = self._render(
-            shared_out,
-            jnp.repeat(images, generations, axis=0),
-            texts,
-            np.asarray(~(empty | overlong)).reshape(-1),
-            keys[1],
-        )
+        repeated = jnp.repeat(images, generations, axis=0)
+        given = repeated, written.ids, words, ~(empty | overlong)
+        texts, probed, faults, skips = self._render(shared_out, *given, keys[1])
         questions = self._questions(shared_out, params, base, images, probed, written, keys[2:])
         _, no_question, too_long = words_of(questions, self.config)
         shape = empty.shape
@@ -215,9 +211,10 @@ class Prober:
         return ask(params, self.config, prompt, images, key, begun=begun, **sampling)
 
     def _render(
-        self, shared_out: Layout, images: Array, texts: list[str], usable: np.ndarray, key: Array
-    ) -> tuple[Array, dict[str, Array], Counter[str]]:
-        """The N images, those of the edit and caption channels made anew; their faults; the renderer's skips."""
+        self, shared_out: Layout, images: Array, ids: Array, words: Array, ends_well: Array, key: Array
+    ) -> tuple[list[str], Array, dict[str, Array], Mapping[str, int]]:
+        """N texts and images, those of the edit and caption channels made anew; their faults; the renderer's skips."""
+        texts, usable = texts_of(self.tokenizer, ids, words), np.asarray(ends_well).reshape(-1)
         skips: Counter[str] = Counter()
         faults = {name: jnp.zeros(len(images), bool) for name in FAULTS}
         seeds = np.asarray(jax.random.bits(key, (len(images),))).tolist()
@@ -237,7 +234,7 @@ class Prober:
                 faults[name] = faults[name].at[places].set(getattr(flaws, name) & jnp.asarray(usable[rows]))
             for name in SKIPS:
                 skips[f"{channel}/{name.replace(' ', '_')}"] = renderer.counts[name] - before[name]
-        return images, faults, skips
+        return texts, images, faults, skips
 
     def _questions(
         self,

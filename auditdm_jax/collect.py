@@ -4,6 +4,7 @@ images -> what the auditor writes -> (new images ->) answers of target and refer
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +14,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from auditdm_jax.answering import Translate, examine
-from auditdm_jax.channels import Prober
-from auditdm_jax.config import CHANNELS
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.critic import chances, head_of, taught
-from auditdm_jax.layout import QUESTION, Spans, layout
+from auditdm_jax.layout import QUESTION, Spans
 from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
 from auditdm_jax.reward import Outcome, Reward, diversified
@@ -118,79 +117,6 @@ def collect(
     return batch, memory, metrics, record
 
 
-def collect_probes(
-    trained: Trained,
-    frozen: Frozen,
-    images: UInt8[Array, "B H W 3"],
-    key: Array,
-    *,
-    cast: Cast,
-    settings: StepSettings,
-    translate: Translate | None,
-    prober: Prober,
-) -> tuple[Batch, Memory, dict[str, Array], dict[str, Array]]:
-    """As `collect`, through all of the run's channels: rewarded are what was written for these, and new questions."""
-    images = jnp.asarray(images)
-    current = auditor_params(trained.auditor, frozen.auditor)
-    shared_out = layout(prober.probing, len(images))
-    drawn = drawn_topics(trained, cast, settings, shared_out.asks(), key)
-    generations = settings.grpo.num_generations
-    probes = prober(current, frozen.auditor, images, key, generations, drawn and drawn.begun)
-    shape = probes.empty.shape
-    flaws = {"question_empty": probes.empty, "question_overlong": probes.overlong, "image_spoiled": probes.spoiled}
-    flaws = {name: flaw.reshape(-1, 1) for name, flaw in flaws.items()}
-    # One question for each of the N images.
-    written = jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), probes.written)
-    rewarded = _rewarded if translate else _rewarded_compiled
-    distinct, shown = shared_out.distinct(generations)
-    outcome, rewards, archive = rewarded(
-        frozen,
-        cast,
-        probes.images[distinct],
-        jnp.asarray(shown),
-        probes.questions,
-        flaws,
-        written,
-        trained.archive,
-        trained.step,
-        settings=settings,
-        translate=translate,
-    )
-    outcome, rewards = jax.tree.map(lambda x: x.reshape(shape), (outcome, rewards))
-    heads = heads_of(cast, jnp.asarray(shared_out.channels), drawn, outcome)
-    metrics = asked_metrics(outcome, rewards, probes.written) | foreseen(trained, probes.written, heads, outcome)
-    for name in CHANNELS:
-        rows = shared_out.through(name)
-        if len(rows):
-            shares = {"claimed": outcome.claimed, "spoiled": outcome.spoiled, "reward": rewards}
-            metrics |= {f"{name}/{share}": value[rows].mean() for share, value in shares.items()}
-        if len(rows) and name != "question":
-            metrics |= {f"{name}/{fault}": each.reshape(shape)[rows].sum() for fault, each in probes.faults.items()}
-    metrics |= {name: jnp.float32(count) for name, count in probes.skips.items()}
-    ids, mask = (x.reshape(*shape, -1) for x in (probes.questions.ids, probes.questions.mask))
-    record = {"question_ids": ids, "question_mask": mask, "reward": rewards, "images": probes.images}
-    record |= recorded(outcome, probes.written)
-    memory, learned = remembered(trained, archive, drawn, probes.written, heads, outcome)
-    room = jnp.array(prober.limits)[np.array(shared_out.channels)]
-    batch = Batch(images, probes.prompt, probes.written, learned, room, rewards, ~zero_signal(outcome.reward))
-    if (new := shared_out.new()).any():
-        # Only these: else the update would run all new images through the auditor for nothing. But where `refill`
-        # picks among groups, or rewards are scaled by those of the batch, all come along.
-        grpo = settings.grpo
-        every = grpo.max_resamples > 0 or grpo.convention().scale_rewards == "batch"
-        rows = np.arange(len(new)) if every else np.flatnonzero(new)
-        of_rows = lambda x: x.reshape(*shape, *x.shape[1:])[rows]  # noqa: E731
-        asked = jax.tree.map(lambda x: of_rows(x[:, 0]), probes.questions)
-        follow_ups = FollowUps(
-            of_rows(probes.images),
-            jax.tree.map(of_rows, prober.question_prompt(rewards.size)),
-            asked.replace(mask=asked.mask & new[rows, None, None]),
-            None if every else jnp.asarray(rows),
-        )
-        batch = batch._replace(new=follow_ups)
-    return batch, memory, metrics, record
-
-
 class Drawn(NamedTuple):
     """The topic of each question (-1 is none), and what it must begin with."""
 
@@ -198,6 +124,7 @@ class Drawn(NamedTuple):
     begun: Begun
 
 
+@partial(jax.jit, static_argnames=("settings",))
 def drawn_topics(
     trained: Trained, cast: Cast, settings: StepSettings, asks: Bool[np.ndarray, "B"], key: Array
 ) -> Drawn | None:
@@ -227,30 +154,6 @@ def remembered(
     begun = jnp.pad(begun, ((0, 0), (0, 0), (0, written.mask.shape[-1] - begun.shape[-1])))
     memory["topics"] = counted(trained.topics, drawn.topic, outcome.claimed)
     return memory, written.mask & ~unpaid(begun, outcome.reward)
-
-
-def _rewarded(
-    frozen: Frozen,
-    cast: Cast,
-    images: Array,
-    shown: Array,
-    questions: Completions,
-    flaws: dict[str, Array],
-    written: Completions,
-    archive: Array,
-    step: Array,
-    *,
-    settings: StepSettings,
-    translate: Translate | None,
-) -> tuple[Outcome, Array, Array]:
-    words, _, _ = words_of(questions, cast.auditor.config)
-    asked = (questions.ids, words)
-    tokens = settings.max_answer_tokens
-    outcome = examine(frozen, cast, images, asked, flaws, settings.reward, tokens, translate, shown)
-    return outcome, *diversified(outcome, written.ids, written.mask, archive, settings.reward, settings.floor(step))
-
-
-_rewarded_compiled = jax.jit(_rewarded, static_argnames=("settings", "translate"))
 
 
 def asked_metrics(outcome: Outcome, rewards: Float[Array, "B G"], written: Completions) -> dict[str, Array]:

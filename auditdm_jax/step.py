@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, UInt8
 
 from auditdm_jax.answering import Translate
 from auditdm_jax.channels import Prober
-from auditdm_jax.collect import Batch, StepSettings, auditor_params, collect, collect_probes
+from auditdm_jax.collect import Batch, StepSettings, auditor_params, collect
+from auditdm_jax.collect_probes import collect_probes
 from auditdm_jax.layout import Spans
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.policy_gradient import policy_gradient_loss

@@ -1,9 +1,8 @@
 """[host] The training run: models in, a loop of steps, logs, checkpoints, and the trained auditor out."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,13 +16,14 @@ from auditdm_jax.alarms import duplicates
 from auditdm_jax.channels import Prober, instructions_of, limits_of
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.collect import StepSettings
+from auditdm_jax.compiling import compile_ahead
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.critic import FILE as CRITIC
 from auditdm_jax.critic import ignorant, write_critic
 from auditdm_jax.data import ImageSource, Source, open_images, reasons
 from auditdm_jax.files import atomic_folder
 from auditdm_jax.health import weight_warnings
-from auditdm_jax.heldout import for_probe, probe
+from auditdm_jax.heldout import probe
 from auditdm_jax.joint import make_joint_step
 from auditdm_jax.layout import layout, used_by_all
 from auditdm_jax.log import Log
@@ -159,8 +159,9 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     translate = None if share_tokens(players) else retokenizer(players)
     every = config.probing.every
     if len(runs) == 1:
+        asking = make_step(cast, settings, translate) if every > 1 else None
         step: Any = one_run(make_step(cast, settings, translate, prober))
-        between = one_run(make_step(cast, settings, translate)) if every > 1 else step
+        between = one_run(asking) if asking else step
     elif not (translate or prober or settings.grpo.max_resamples or any(run.first != first for run in runs)):
         step = between = make_joint_step(cast, settings)
     else:
@@ -184,11 +185,11 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                 log.flush()
                 log.write(number, row)
 
-        blank = np.zeros((config.images_per_step, *[input_size(players)] * 2, 3), np.uint8)
-        # Not where the steps between pass through the host: tokenizers are not for two threads.
-        with nullcontext() if between is step or translate else compiled_meanwhile(between, states, blank):
-            if first == 0:
-                log_probes(0)
+        if prober and not translate:
+            blank = np.zeros((config.images_per_step, *[input_size(players)] * 2, 3), np.uint8)
+            compile_ahead(cast, settings, prober, asking, states[0], blank)
+        if first == 0:
+            log_probes(0)
         for number in range(first + 1, config.steps + 1):
             now = between if number % every else step
             done = now(states, [next(run.source)["image"] for run in runs], draw)
@@ -209,15 +210,6 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
 def one_run(step: Callable) -> Callable:
     """A step of one run as that of several, with lists of one."""
     return lambda states, images, draw=None: [step(states[0], images[0], draw)]
-
-
-@contextmanager
-def compiled_meanwhile(step: Callable, states: Sequence[AuditState], images: np.ndarray) -> Iterator[None]:
-    """Compiles a step in a thread, by a step whose update is thrown away."""
-    with ThreadPoolExecutor(1) as thread:
-        done = thread.submit(step, [for_probe(state) for state in states], [images] * len(states))
-        yield
-    done.result()
 
 
 def save_auditor(folder: Path, state: AuditState, auditor: VLM) -> None:

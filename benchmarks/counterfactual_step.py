@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import tyro
 
-from auditdm_jax import channels, collect, step, training
+from auditdm_jax import channels, step, training
 from auditdm_jax.config import CHANNELS, Probing, TrainConfig
 from auditdm_jax.state import AuditState
 from auditdm_jax.studio import Studio
@@ -51,7 +51,7 @@ def prepared(run: TrainConfig, studio: Studio, spent: Counter[str]) -> tuple[Cal
     cast = training.cast_of(players, channels.instructions_of(run))
     prober = channels.Prober.of_run(run, players.auditor, cast.auditor.prompts, run.grpo.temperature, studio)
     channels.ask = timed(spent, "models", channels.ask)
-    collect._rewarded_compiled = timed(spent, "models", collect._rewarded_compiled)
+    collect_probes.judged_compiled = timed(spent, "models", collect_probes.judged_compiled)
     step.update = timed(spent, "models", step.update)
     if studio.editor:
         studio.editor.edit = timed(spent, "renderer", studio.editor.edit)

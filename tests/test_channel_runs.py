@@ -10,6 +10,7 @@ import pytest
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import audit, training
+from auditdm_jax.collect_probes import judged_compiled
 from auditdm_jax.config import CHANNELS, AuditConfig, Models, Probing, RenderSettings, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.models.vlm import VLM
@@ -43,12 +44,14 @@ def assert_resumes_exactly(whole: TrainConfig) -> None:
 
 @pytest.mark.slow
 def test_between_steps_of_new_images_questions_are_asked(whole, tmp_path):
-    """Of three steps the second goes through all channels, as probes do, with one compiled update. A run that was
-    stopped between goes on the same."""
+    """Of three steps the second goes through all channels, as probes do, with one compiled update: that which was
+    compiled ahead with blank images. A run that was stopped between goes on the same."""
     whole = replace(whole, steps=3, probing=replace(whole.probing, new_images_every=2), probe_every=3)
-    update.clear_cache()
+    compiled = update, judged_compiled
+    for function in compiled:
+        function.clear_cache()
     training.train(whole)
-    assert update._cache_size() == 1
+    assert [function._cache_size() for function in compiled] == [1, 1]
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     through = [row["step"] for row in rows if "edit/claimed" in row]
     asked = [row["step"] for row in rows if "outcome/claimed" in row]

@@ -11,7 +11,8 @@ import pytest
 from auditdm_jax import training
 from auditdm_jax.answering import answer
 from auditdm_jax.channels import Prober, instructions_of
-from auditdm_jax.collect import _rewarded_compiled, collect, collect_probes
+from auditdm_jax.collect import collect
+from auditdm_jax.collect_probes import collect_probes, judged_compiled
 from auditdm_jax.config import CHANNELS, Models, Probing, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
@@ -297,6 +298,6 @@ def test_three_steps_compile_once(parts, started):
     step, source, sizes = make_step(cast, settings, None, prober), SceneSource("train", 0, IMAGES), []
     for _ in range(3):
         state, _, _ = step(state, next(source)["image"])
-        sizes.append([function._cache_size() for function in (update, _rewarded_compiled, ask, answer)])
+        sizes.append([function._cache_size() for function in (update, judged_compiled, ask, answer)])
     assert sizes[0][0] == 1
     assert sizes[0] == sizes[1] == sizes[2]
