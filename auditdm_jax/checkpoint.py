@@ -34,7 +34,7 @@ class Checkpointer:
 
     Opening writes `config.json`, or compares it where the folder already has checkpoints: raises UserError,
     naming the fields, if the run was made with other settings, or, where a `fresh` run is wanted, if it has
-    checkpoints at all. Fields in `may_differ` ("steps", or
+    checkpoints at all, or more than `steps` are done. Fields in `may_differ` ("steps", or
     "log.every" for a nested one) are free to change, so that a run can be prolonged.
     """
 
@@ -46,6 +46,7 @@ class Checkpointer:
         keep: int = 3,
         may_differ: Sequence[str] = (),
         fresh: bool = False,
+        steps: int | None = None,
     ) -> None:
         self._run = Path(run)
         self._folder = self._run.absolute() / "checkpoints"
@@ -64,6 +65,11 @@ class Checkpointer:
             raise UserError(
                 f"{one_line(self._run)} already holds a run of {self.latest_step()} steps; add --resume to go on, "
                 "--overwrite to begin again, or --name to begin another"
+            )
+        if steps is not None and (self.latest_step() or 0) > steps:
+            raise UserError(
+                f"{one_line(self._run)} has {self.latest_step()} steps done, more than {steps}; give --steps "
+                f"{self.latest_step()} or more, --overwrite to begin again, or --name to begin another"
             )
         write_json(settings, self._config)
 
@@ -171,7 +177,7 @@ def check_config(
         more = f", and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
             f"{one_line(run)} was made with other settings: {', '.join(differing[:5])}{more}; "
-            "use the same settings, choose another --name or --out, or delete that folder"
+            "use the same settings, choose another --name or --out, or begin again (--overwrite, or delete that folder)"
         )
 
 

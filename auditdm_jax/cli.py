@@ -8,7 +8,7 @@ from typing import Any
 # Read when JAX is imported. One card is shared by JAX and, for image editing, PyTorch: JAX must not take it all. What
 # was compiled once is kept for the next run.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "auditdm_jax"
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "auditdm_jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 
 import tyro  # noqa: E402

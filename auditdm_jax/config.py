@@ -11,6 +11,7 @@ import tyro
 
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError, at_least_one, check_seed
+from auditdm_jax.places import images_from_anywhere, name_from_anywhere
 from auditdm_jax.prompts import CAPTION_INSTRUCTION, COMMAND_INSTRUCTION, QUESTION_INSTRUCTION
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.zoo_paths import same_model
@@ -41,10 +42,7 @@ class RenderSettings:
     """Keeps on the GPU only the part of the pipeline that is at work: slower, in much less of its memory."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "micro_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; give 1 or more")
+        at_least_one(self, "steps", "micro_batch_size")
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,8 @@ class Probing:
 
     def __post_init__(self) -> None:
         if not self.channels or len(set(self.channels)) < len(self.channels):
-            raise UserError(
-                f"channels is {' '.join(self.channels) or 'empty'}: name each of {', '.join(CHANNELS)} once"
-            )
+            named = " ".join(self.channels) or "empty"
+            raise UserError(f"channels is {named}: name each of {', '.join(CHANNELS)} once")
         if self.channel_weights and len(self.channel_weights) != len(self.channels):
             raise UserError(
                 f"channel-weights has {len(self.channel_weights)} numbers for {len(self.channels)} channels: "
@@ -97,6 +94,7 @@ class Probing:
         if not 0 <= self.old_share <= 1:
             raise UserError(f"old-questions is {self.old_questions}: it is a share, from 0 to 1")
         at_least_one(self, "new_images_every", "max_command_tokens", "max_caption_tokens")
+        name_from_anywhere(self, "editor", "generator")
 
     @property
     def mixed(self) -> bool:
@@ -133,15 +131,11 @@ class Models:
     """Judges discoveries where no oracle can; takes no part in training."""
 
     def __post_init__(self) -> None:
+        name_from_anywhere(self, "auditor", "target", "references", "verifier")
         if any(same_model(self.target, name) for name in self.references):
             raise UserError(f"the references contain the target {self.target!r}: leave it out of --references")
         if not self.references:
             raise UserError("references is empty: name at least one model (two or more are needed for agreement)")
-
-
-def from_anywhere(images: tuple[str, ...]) -> tuple[str, ...]:
-    """The same images, named so that they are found from another directory too."""
-    return tuple(item if item.startswith("hf://") else str(Path.cwd() / Path(item).expanduser()) for item in images)
 
 
 def check_rank(lora_rank: int) -> None:
@@ -163,6 +157,7 @@ class RunPaths:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        object.__setattr__(self, "out", str(Path(self.out).expanduser()))
 
 
 @dataclass(frozen=True)
@@ -202,7 +197,7 @@ class TrainConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "images", from_anywhere(self.images))
+        object.__setattr__(self, "images", images_from_anywhere(self.images))
         counts = ("steps", "images_per_step", "max_question_tokens", "max_answer_tokens")
         at_least_one(self, *counts, "probe_every", "checkpoint_every")
         check_rank(self.lora_rank)
@@ -249,7 +244,8 @@ class AuditConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "images", from_anywhere(self.images))
+        object.__setattr__(self, "images", images_from_anywhere(self.images))
+        name_from_anywhere(self, "auditor", "target", "references", "verifier")
         at_least_one(self, "questions", "prompt_only_questions", "candidates", "batch_size")
         if not 0 <= self.topic_share <= 1:
             raise UserError(f"topic-share is {self.topic_share}: it is a share, from 0 to 1")
@@ -268,8 +264,7 @@ class RectifyConfig(RunPaths):
     references: tuple[str, ...] = ()
     """By default those of the run's audit."""
     images: tuple[str, ...] = ()
-    """Further images to ask about, as for train; by default those the run was trained on, else those it was audited
-    on."""
+    """Further images to ask about; by default those the run was trained on, else those it was audited on."""
     steps: int = 1000
     """Updates in each arm. A skill is learned in a jump, late: after 600 half of the jumps are missing."""
     images_per_step: int = 16
@@ -286,14 +281,17 @@ class RectifyConfig(RunPaths):
     remat: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     test_questions: int = 2000
-    """Test questions, in equal numbers over the skills, for each evaluation."""
+    """Test questions about scenes, in equal numbers over the skills; of other images all that have a consensus."""
     batch_size: int = 256
     """Questions that a model answers at once; the auditors write those of half as many images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        name_from_anywhere(self, "target", "references")
         at_least_one(self, "steps", "images_per_step", "test_questions", "batch_size")
         check_rank(self.lora_rank)
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"learning-rate is {self.learning_rate}: it must be above 0")
         if self.questions_per_image % 2 or self.questions_per_image < 2:
             raise UserError(f"questions-per-image is {self.questions_per_image}: it must be even, half are the audit's")
         if self.pool < self.images_per_step:

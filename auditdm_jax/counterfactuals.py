@@ -37,8 +37,8 @@ from transformers import T5Tokenizer
 
 from auditdm_jax.bridge import to_jax, to_torch
 from auditdm_jax.config import RenderSettings
-from auditdm_jax.errors import UserError
-from auditdm_jax.pipelines import FAMILIES, Family, family_of, is_out_of_memory, load_pipeline, quiet
+from auditdm_jax.errors import UserError, is_out_of_memory
+from auditdm_jax.pipelines import FAMILIES, Family, family_of, load_pipeline, quiet
 
 Size = tuple[int, int]  # height and width
 

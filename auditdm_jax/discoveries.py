@@ -32,6 +32,8 @@ def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
 
 REQUIRED = ("image", "question", "consensus")
 """What a discoveries file must have to be learned from; the consensus is the label."""
+USED = ("image_id", "original")
+"""What is read beside, where it is there."""
 
 SCHEMA = pa.schema(
     [
@@ -61,10 +63,6 @@ SCHEMA = pa.schema(
 """Columns of a discoveries file; `datasets.load_dataset("parquet", data_files=...)` shows the images."""
 
 
-# What is read back: all but the originals, of which nothing is learned.
-KEPT = [name for name in SCHEMA.names if name != "original"]
-
-
 def write(
     path: str | os.PathLike[str],
     rows: Sequence[Examined],
@@ -87,71 +85,60 @@ def write(
 
 
 class Discovery(NamedTuple):
-    """One row of a discoveries file, its image apart; what a file does not say is empty or False."""
+    """What is learned of one row of a discoveries file, its image apart. image_id: "" where the file has none."""
 
     question: str
     consensus: str
     image_id: str = ""
-    target_answer: str = ""
-    reference_answers: tuple[str, ...] = ()
-    verifier_answer: str = ""
-    oracle_answer: str = ""
-    skill: str = ""
-    condition: str = ""
-    claimed: bool = False
-    verified: bool = False
-    seed: int = 0
-    channel: str = "question"
-    written: str = ""
-    old: bool = False
-    outcome: str = ""
-    original_target_answer: str = ""
-    original_consensus: str = ""
-    flipped: bool = False
 
 
 class Discoveries(NamedTuple):
-    """images: row i is what question i was asked of; skipped: how many rows could not be used, by reason."""
+    """images: row i is what question i was asked of; originals: what the new ones among them were made from; skipped:
+    how many rows could not be used, by reason."""
 
     images: UInt8[np.ndarray, "N H W 3"]
     rows: list[Discovery]
     skipped: dict[str, int]
+    originals: Sequence[UInt8[np.ndarray, "H W 3"]] = ()
 
 
 def read(path: str | os.PathLike[str], size: int) -> Discoveries:
     """Reads any discoveries file, its images resized to `[size, size]`.
 
-    It needs the columns image (a struct with `bytes`, or bytes), question and consensus (the label); others
-    may be missing. Rows without a question, a label or a good image are skipped and counted. Raises
-    UserError if the file is missing, no Parquet file, lacks a column, or has no row that can be used.
+    It needs the columns image (a struct with `bytes`, or bytes), question and consensus (the label), and may have
+    image_id and original; others are not read. Rows without a question, a label or a good image are skipped and
+    counted. Raises UserError if the file is missing, no Parquet file, lacks a column, or has no row that can be used.
     """
     table = _table(Path(path))
-    images, rows, skipped = [], [], Counter[str]()
+    images, rows, originals, skipped = [], [], [], Counter[str]()
     for record in (record for batch in table.to_batches(256) for record in batch.to_pylist()):
         texts = ("question", "consensus")
         reason = next((f"no {name}" for name in texts if not is_answer(record[name] or "")), "")
-        data = record["image"]["bytes"] if isinstance(record["image"], dict) else record["image"]
+        data, original = (_bytes_of(record.get(name)) for name in ("image", "original"))
         if not reason and not data:
             reason = "no image bytes"  # a path in a table is a stranger's text and is not followed
         if not reason:
             try:
                 images.append(decode_rgb(data, size))
+                originals += [decode_rgb(original, size)] if original else []
             except BadImage as error:
                 reason = str(error)
         if reason:
             skipped[reason] += 1
             continue
-        known = {name: value for name, value in record.items() if name != "image" and value is not None}
-        known["reference_answers"] = tuple(answer or "" for answer in known.get("reference_answers", ()))
-        rows.append(Discovery(**known))
+        rows.append(Discovery(record["question"], record["consensus"], record.get("image_id") or ""))
     if not rows:
         reasons = ", ".join(f"{n} rows: {reason}" for reason, n in skipped.items()) or "it is empty"
         raise UserError(f"{one_line(path)} has no discovery that can be used ({reasons}); run audit.py again")
-    return Discoveries(np.stack(images), rows, dict(skipped.most_common()))
+    return Discoveries(np.stack(images), rows, dict(skipped.most_common()), originals)
+
+
+def _bytes_of(image: Any) -> Any:
+    return image["bytes"] if isinstance(image, dict) else image
 
 
 def _table(path: Path) -> pa.Table:
-    """The columns of a file that a Discovery has. Raises UserError as `read` says."""
+    """The columns of a file that are read. Raises UserError as `read` says."""
     hint = "run audit.py first, or name the Parquet file it wrote"
     if not path.is_file():
         raise UserError(f"there is no discoveries file {one_line(path)}; {hint}")
@@ -160,7 +147,7 @@ def _table(path: Path) -> pa.Table:
         missing = [name for name in REQUIRED if name not in schema.names]
         if missing:
             raise UserError(f"{one_line(path)} has no column {' or '.join(missing)}; {hint}")
-        table = pq.read_table(path, columns=[name for name in KEPT if name in schema.names])
+        table = pq.read_table(path, columns=[name for name in (*REQUIRED, *USED) if name in schema.names])
     except (pa.ArrowException, OSError) as error:
         reason = one_line(error, 80)
         raise UserError(f"{one_line(path)} cannot be read as Parquet ({reason}); {hint}") from None
@@ -172,23 +159,15 @@ def _table(path: Path) -> pa.Table:
 
 
 def _fits(field: pa.Field) -> bool:
-    """Whether a column of a foreign file holds values of the same kind as ours, however wide."""
-
-    def alike(ours: pa.DataType, theirs: pa.DataType) -> bool:
-        if pa.types.is_list(ours):
-            return (pa.types.is_list(theirs) or pa.types.is_large_list(theirs)) and alike(
-                ours.value_type, theirs.value_type
-            )
-        tests = (pa.types.is_boolean, pa.types.is_integer, _is_text, _is_bytes)
-        return any(test(ours) and test(theirs) for test in tests)
-
+    """Whether a column of a foreign file holds images or texts, however wide."""
     kind = field.type
-    if field.name == "image":
+    if pa.types.is_null(kind) and field.name in USED:
+        return True
+    if field.name in ("image", "original"):
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
         return _is_bytes(kind)
-    nothing = pa.types.is_null(kind) and field.name not in REQUIRED
-    return nothing or alike(SCHEMA.field(field.name).type, kind)
+    return _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:

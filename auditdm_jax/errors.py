@@ -61,6 +61,12 @@ def is_disk_full(error: BaseException) -> bool:
     return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where `error` says that memory ran out: most libraries, on whatever device, say it in words alone."""
+    words = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def disk_full(place: object) -> UserError:
     """The error for a disk that filled up while `place` was written."""
     return UserError(
@@ -72,7 +78,7 @@ def disk_full(place: object) -> UserError:
 def run_cli(main: Callable[[], object]) -> None:
     """Runs `main`, the body of a command, and turns errors a user can mend into one line on stderr.
 
-    Exits with 2 after a UserError, a full disk, or a file that may not be read or written; with 130
+    Exits with 2 after a UserError, a full disk, too little memory, or a file that may not be read or written; with 130
     after Ctrl-C. Any other exception is a defect of this program and keeps its traceback.
     """
     try:
@@ -86,6 +92,9 @@ def run_cli(main: Callable[[], object]) -> None:
     except Exception as error:
         if is_disk_full(error):
             _fail(str(disk_full(getattr(error, "filename", None) or "a file")), 2)
+        if is_out_of_memory(error):
+            ways = "fewer images at a time (--images-per-step, --batch-size), --dtype bfloat16 or --remat"
+            _fail(f"not enough memory ({one_line(error, 100)}); try {ways}, whichever the command has", 2)
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             place = getattr(error, "filename", None) or "a file"
             _fail(f"no permission to use {place}; change its permissions or choose another place", 2)

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from auditdm_jax.answers import normalize
@@ -98,7 +99,7 @@ class Answerer:
         return [answers[i : i + count] for i in range(0, len(answers), count)]
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: float) -> tuple[float, float]:
     """95 % Wilson score interval of a rate; (0, 1) where nothing was tried."""
     if n == 0:
         return 0.0, 1.0
@@ -110,10 +111,31 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return (middle - half if successes else 0.0), (middle + half if successes < n else 1.0)
 
 
-def accuracy(answers: Sequence[str], truths: Sequence[str], skills: Sequence[str]) -> dict:
-    """{"overall", "n", "ci_low", "ci_high", "per_skill": {skill: rate}}: exact match after normalisation."""
+def effective_size(right: Bool[np.ndarray, "N"], images: Int[np.ndarray, "N"]) -> float:
+    """How many independent answers are worth as much as N of which several are about one image.
+
+        N / max(1, v / v0),  v = C / (C - 1) sum over C images of (sum of the image's deviations)^2 / N^2,
+        v0 = rate (1 - rate) / N
+
+    (The design effect of cluster sampling: Kish, Survey Sampling, 1965.)
+    """
+    clusters, place = np.unique(images, return_inverse=True)
+    count, rate = len(clusters), right.mean()
+    if count in (1, len(right)) or rate in (0, 1):
+        return float(count)
+    sums = np.bincount(place, right - rate)
+    variance = count / (count - 1) * float(sums @ sums) / len(right) ** 2
+    return len(right) / max(1.0, variance / (rate * (1 - rate) / len(right)))
+
+
+def accuracy(answers: Sequence[str], truths: Sequence[str], skills: Sequence[str], images: np.ndarray) -> dict:
+    """{"overall", "n", "ci_low", "ci_high", "per_skill": {skill: rate}}: exact match after normalisation.
+
+    images: number of the image that each answer is about; the interval takes images for independent, not answers.
+    """
     right = np.array([normalize(a) == normalize(t) for a, t in zip(answers, truths, strict=True)])
     names = np.array(skills)
-    low, high = wilson(int(right.sum()), len(right))
+    size = effective_size(right, images)
+    low, high = wilson(float(right.mean()) * size, size)
     per_skill = {skill: float(right[names == skill].mean()) for skill in sorted(set(skills))}
     return {"overall": float(right.mean()), "n": len(right), "ci_low": low, "ci_high": high, "per_skill": per_skill}

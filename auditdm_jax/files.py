@@ -5,6 +5,7 @@ any moment, sees the old file or the new one.
 """
 
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -19,6 +20,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from auditdm_jax.errors import UserError, disk_full, is_disk_full, one_line
+
+
+def lock_folder(folder: Path) -> int:
+    """Holds a folder, which is made, until the file (descriptor) that it gives is closed, or this process ends.
+
+    Raises UserError while another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(file)
+        raise UserError(
+            f"another process is at work in {one_line(folder)}; wait for it, or give another --name"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Log:
         self.watches = (Watch(),) * len(ALARMS)
         for row in read_jsonl(self.path):
             self.watches, _ = watch_row(self.watches, row)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
         self.bar = tqdm(total=steps, initial=first, desc="compiling", unit="step", smoothing=0.05)
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.shown: dict[str, float] = {}
@@ -61,7 +61,9 @@ class Log:
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name, value in row.items():
             if not np.isfinite(value):
-                raise UserError(f"{name} is {value} at step {number}; lower the learning rate, and --resume")
+                raise UserError(
+                    f"{name} is {value} at step {number}; lower --grpo.learning-rate, and begin again with --overwrite"
+                )
         for short, name in SHOWN.items():
             self.shown[short] = 0.95 * self.shown.get(short, row[name]) + 0.05 * row[name]
         self.write(number, row)

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from auditdm_jax.config import RenderSettings
-from auditdm_jax.errors import UserError, one_line
+from auditdm_jax.errors import UserError, is_out_of_memory, one_line
 from auditdm_jax.files import read_json
 
 
@@ -227,9 +227,3 @@ def quiet(messages: list[str] | None = None) -> Iterator[None]:
             logger.handlers = before
         for library in drawing:
             library.enable_progress_bar()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU raises a type of its own; on a CPU, and in JAX, only the words tell."""
-    words = ("out of memory", "allocate memory", "not enough memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error).lower() for word in words)

@@ -36,10 +36,10 @@ def pool_of(spec: Sequence[str], split: Split, size: int, config: RectifyConfig)
 
 
 def unseen_first(pool: Pool, found: Discoveries) -> tuple[Pool, int]:
-    """The pool with those images first that no discovery is of, by name or pixel by pixel, and how many these are: one
-    whose discovery is taught cannot be examined on."""
+    """The pool with those images first that no discovery is of or was made from, by name or pixel by pixel, and how
+    many these are: one whose discovery is taught cannot be examined on."""
     names = {row.image_id for row in found.rows}
-    pixels = {_digest(image) for image in found.images}
+    pixels = {_digest(image) for image in (*found.images, *found.originals)}
     seen = [name in names or _digest(image) in pixels for name, image in zip(pool.ids, pool.images, strict=True)]
     order = np.argsort(seen, kind="stable")
     return pool._replace(images=pool.images[order], ids=[pool.ids[i] for i in order]), len(seen) - sum(seen)

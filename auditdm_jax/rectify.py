@@ -66,7 +66,8 @@ class Exam(NamedTuple):
 
     def score(self, answerer: Answerer) -> dict:
         """Accuracy overall, with its interval, and by skill."""
-        return accuracy(answerer(self.images, self.questions, "examining", self.shown), self.truths, self.skills)
+        answers = answerer(self.images, self.questions, "examining", self.shown)
+        return accuracy(answers, self.truths, self.skills, self.shown)
 
 
 class Ensemble:
@@ -175,14 +176,15 @@ def exam(scenes: bool, images: np.ndarray, lessons: Lessons, config: RectifyConf
     """What the target is examined on, before and after.
 
     Scenes: test questions with true answers, equally over the skills. Other images: the ordinary questions of images
-    kept out of both arms, with the consensus for the truth and the question's first words for its skill.
+    kept out of both arms, each once, with the consensus for the truth and the question's first words for its skill.
     """
     if scenes:
         test = balanced_set(config.test_questions)
         texts, truths, skills = zip(*test.questions, strict=True)
         return Exam(test.images, np.arange(len(texts)), texts, truths, skills)
-    owner = np.repeat(np.arange(len(images)), [len(row) for row in lessons])
-    flat = [lesson for row in lessons for lesson in row]
+    different = [list(dict.fromkeys(row)) for row in lessons]
+    owner = np.repeat(np.arange(len(images)), [len(row) for row in different])
+    flat = [lesson for row in different for lesson in row]
     if not flat:
         raise UserError(
             f"the references agree on no question about the {len(images)} images kept for the examination; "
@@ -240,9 +242,11 @@ def rectify(config: RectifyConfig) -> dict:
     test = exam(not spec, images[:held], ordinary[:held], config)
 
     own = answerer(target)
-    # Discoveries may be another run's, with longer questions.
-    longest = max((len(token_ids(target.tokenizer, lesson.question)) for lesson in discovered), default=0)
-    encode = Encoder(target, own.template, max(own.max_question, longest), own.max_new)
+    # Discoveries may be another run's, with longer texts, and the target's tokens finer than those of the references.
+    tokens = lambda text: len(token_ids(target.tokenizer, text))  # noqa: E731
+    longest = max((tokens(lesson.question) for lesson in discovered), default=0)
+    answers = {lesson.answer for lessons in (*ordinary, *audited) for lesson in lessons}
+    encode = Encoder(target, own.template, max(own.max_question, longest), max([own.max_new, *map(tokens, answers)]))
     summary: dict[str, Any] = {"before": test.score(own)}
     arms = {"control": [ordinary[held:]], "after": [ordinary[held:], audited[held:]]}
     for name, kinds in arms.items():

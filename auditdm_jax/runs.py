@@ -70,9 +70,9 @@ def audit_settings(config: AuditConfig) -> tuple[TrainConfig, str]:
     """
     run = Path(config.out) / config.name
     settings = training_settings(run) or TrainConfig()
-    trained = trained_auditor(run)
+    trained = config.auditor if config.auditor and (run / "config.json").exists() else trained_auditor(run)
     settings = audited_settings(settings, config, bool(trained))
-    return settings, (config.auditor or trained) if trained else ""
+    return settings, trained
 
 
 def audited_settings(settings: TrainConfig, config: AuditConfig, trained: bool) -> TrainConfig:

@@ -1,5 +1,6 @@
 """[host] The training run: models in, a loop of steps, logs, checkpoints, and the trained auditor out."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,7 +22,8 @@ from auditdm_jax.config import TrainConfig
 from auditdm_jax.critic import FILE as CRITIC
 from auditdm_jax.critic import ignorant, write_critic
 from auditdm_jax.data import ImageSource, Source, open_images, reasons
-from auditdm_jax.files import atomic_folder
+from auditdm_jax.errors import UserError
+from auditdm_jax.files import atomic_folder, lock_folder
 from auditdm_jax.health import weight_warnings
 from auditdm_jax.heldout import probe
 from auditdm_jax.joint import make_joint_step
@@ -93,6 +95,7 @@ class Opened(NamedTuple):
     """A run that can begin or go on: its state after `first` steps, its images, its checkpoints."""
 
     folder: Path
+    lock: int
     state: AuditState
     first: int
     source: Source
@@ -108,6 +111,7 @@ class Opened(NamedTuple):
         write_critic(self.folder, state.trained.critic)
         save_auditor(self.folder / "auditor", state, auditor)  # last: who finds it takes the run for finished
         self.checkpoints.close()
+        os.close(self.lock)
         if isinstance(self.source, ImageSource) and self.source.skipped:
             print(f"images skipped: {reasons(self.source.skipped)}")
         return self.folder
@@ -120,18 +124,22 @@ def open_run(config: TrainConfig, players: Players, settings: StepSettings) -> O
     size = input_size(players)
     source, held_out = open_source(config, size, "train"), open_source(config, size, "heldout")
     # Only now, when all that was named has been found, may an earlier run give way.
+    lock = lock_folder(folder)
     if config.overwrite and not config.resume:
         for part in ("checkpoints", "auditor", "audit", "rectify"):
             shutil.rmtree(folder / part, ignore_errors=True)
         (folder / CRITIC).unlink(missing_ok=True)
-    checkpoints = Checkpointer(folder, asdict(config), may_differ=MAY_DIFFER, fresh=not config.resume)
+    checkpoints = Checkpointer(
+        folder, asdict(config), may_differ=MAY_DIFFER, fresh=not config.resume, steps=config.steps
+    )
     if config.resume and (restored := checkpoints.restore(state.trained)) is not None:
         state, first = replace(state, trained=restored.state), restored.step
         source.set_state(restored.position["train"])
         held_out.set_state(restored.position["heldout"])
-        if first < config.steps:  # an auditor that is there is one of fewer steps: until these are done, there is none
-            shutil.rmtree(folder / "auditor", ignore_errors=True)
-    return Opened(folder, state, first, source, held_out, checkpoints)
+        if first < config.steps:  # an auditor that is there is one of fewer steps, and so is what it found
+            for part in ("auditor", "audit"):
+                shutil.rmtree(folder / part, ignore_errors=True)
+    return Opened(folder, lock, state, first, source, held_out, checkpoints)
 
 
 def train(config: TrainConfig) -> Path:
@@ -145,6 +153,8 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     One after another where that cannot be, or where they are resumed at different steps.
     """
     config = configs[0]
+    if config.resume and config.overwrite:
+        raise UserError("--resume goes on and --overwrite begins again; give one of them")
     players = load_players(config)
     settings = step_settings(config)
     topics = topics_of(players.auditor, config.topics, config.max_question_tokens)
@@ -167,6 +177,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     else:
         for run in runs:
             run.checkpoints.close()
+            os.close(run.lock)
         return [train(each) for each in configs]
 
     judges = (config.models.target, *config.models.references)

@@ -3,9 +3,10 @@
 import pytest
 import tyro
 
-from auditdm_jax.config import AuditConfig, Models, RectifyConfig, TrainConfig
+from auditdm_jax.config import AuditConfig, Models, Probing, RectifyConfig, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
+from auditdm_jax.image_files import find_images
 from auditdm_jax.reward import Reward
 
 
@@ -47,6 +48,8 @@ def test_a_reference_that_is_the_target_is_refused():
         (RectifyConfig, {"images_per_step": 0}),
         (RectifyConfig, {"test_questions": 0}),
         (RectifyConfig, {"pool": 3}),
+        (RectifyConfig, {"learning_rate": 0.0}),
+        (RectifyConfig, {"learning_rate": float("inf")}),
     ],
 )
 def test_numbers_that_cannot_be_are_named(config, wrong):
@@ -90,3 +93,21 @@ def test_rewards_that_clash_with_the_run_are_one_line(settings, words):
     with pytest.raises(UserError, match=words) as error:
         TrainConfig(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_local_is_found_from_another_directory_too(tmp_path, monkeypatch):
+    """A relative directory would be a hub id there; a zoo name or a hub id stays what it is."""
+    here = tmp_path / "w[1]"
+    for name in ("ckpts/target", "verifier", "photos"):
+        (here / name).mkdir(parents=True)
+    (here / "photos" / "a.jpg").touch()
+    monkeypatch.chdir(here)
+    models = Models(target="ckpts/target", references=("./verifier", "org/model"), verifier="verifier")
+    images = TrainConfig(images=("photos/*.jpg", "photos")).images
+    probing = Probing(editor="ckpts/target", generator="editor")
+    monkeypatch.chdir(tmp_path)
+    assert models.target == AuditConfig(target="w[1]/ckpts/target").target == str(here / "ckpts/target")
+    assert models.references == (str(here / "verifier"), "org/model")
+    assert (models.verifier, models.auditor) == ("verifier", "auditor")
+    assert (probing.editor, probing.generator) == (str(here / "ckpts/target"), "editor")
+    assert [[record.file.name for record in find_images([item])] for item in images] == [["a.jpg"]] * 2

@@ -35,6 +35,13 @@ def test_full_disk_by_number_and_by_words(capsys):
     assert not is_disk_full(OSError(errno.ENOENT, "missing"))
 
 
+def test_too_little_memory_says_what_needs_less(capsys):
+    status, told = exits(capsys, RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."))
+    assert (status, told.count("\n")) == (2, 1)
+    assert "not enough memory (RESOURCE_EXHAUSTED" in told
+    assert "--images-per-step" in told
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
 def test_permission_names_the_place(capsys, number):
     status, told = exits(capsys, OSError(number, os.strerror(number), "/locked/run"))

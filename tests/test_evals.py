@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_zoo import tiny
 
-from auditdm_jax.evals import Answerer, wilson
+from auditdm_jax.evals import Answerer, accuracy, effective_size, wilson
 
 QUESTIONS = ["what color is the star?", "how many objects are there?", "what is the weather?"]
 
@@ -35,6 +35,18 @@ def test_drawn_answers_depend_on_the_seed_alone(asked):
     assert len(set(drawn[0])) > 1
     assert drawn == answerer.answers(images, QUESTIONS, 4, 1.0, seed=1)
     assert drawn != answerer.answers(images, QUESTIONS, 4, 1.0, seed=2)
+
+
+def test_answers_about_one_image_count_as_what_they_tell():
+    """Four questions an image, all right or all wrong; by hand: v = 4/3 * 4 * 2^2 / 16^2 = 1/12, and v0 = 1/64.
+    Questions that vary within their images as they do between them, or have one each, count in full."""
+    alike = np.repeat([True, False, True, False], 4)
+    assert effective_size(alike, np.repeat(np.arange(4), 4)) == pytest.approx(16 / (64 / 12))
+    assert effective_size(alike, np.tile(np.arange(4), 4)) == 16
+    assert effective_size(alike, np.arange(16)) == 16
+    assert effective_size(np.ones(16, bool), np.repeat(np.arange(4), 4)) == 4
+    told = accuracy(["a"] * 8 + ["b"] * 8, ["a"] * 16, ["s"] * 16, np.repeat(np.arange(4), 4))
+    assert (told["ci_low"], told["ci_high"]) == pytest.approx(wilson(1.5, 3))
 
 
 def test_the_interval_holds_the_rate_at_its_ends_too():

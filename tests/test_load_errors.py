@@ -88,6 +88,14 @@ def test_missing_shard_and_damaged_index(vlm, directory, monkeypatch):
     expect(directory, convert.INDEX)
 
 
+def test_a_checkpoints_own_code_is_not_run(directory, monkeypatch):
+    """Nor is the user asked whether it may be."""
+    (directory / "evil.py").write_text("raise SystemExit('ran')")
+    change_config(directory, model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
+    expect(directory, "cannot be read", "PaliGemma 2 or Gemma 3")
+
+
 def test_pickled_weights_are_not_read(directory):
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     expect(directory, "only pickled weights", "safetensors")

@@ -15,13 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from auditdm_jax.config import RenderSettings
 from auditdm_jax.counterfactuals import Renderer
-from auditdm_jax.errors import UserError
+from auditdm_jax.errors import UserError, is_out_of_memory
 from auditdm_jax.pipelines import (
     FAMILIES,
     SCHNELL,
     SETTINGS_FILE,
     family_of,
-    is_out_of_memory,
     load_pipeline,
     quiet,
 )
@@ -181,8 +180,9 @@ def test_pickled_weights_are_not_read(directory):
 
 
 def test_settings(directory):
-    expect(directory, "steps is 0", steps=0)
-    expect(directory, "micro_batch_size is -1", micro_batch_size=-1)
+    for name in ("steps", "micro_batch_size"):
+        with pytest.raises(UserError, match=f"{name.replace('_', '-')} is 0: it must be at least 1"):
+            Renderer.load(directory, **{name: 0})
     expect(directory, "no image guidance", image_guidance=1.5)
     with pytest.raises(TypeError, match="stepz"):
         Renderer.load(directory, stepz=3)

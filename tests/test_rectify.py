@@ -115,6 +115,12 @@ def test_whole_repair_on_tiny_models(tmp_path, monkeypatch, capsys):
     assert "overall" in capsys.readouterr().out
 
 
+def test_an_examination_asks_each_question_of_an_image_once():
+    lesson, other = rectify.Lesson("q?", "red"), rectify.Lesson("r?", "blue")
+    test = rectify.exam(False, IMAGES[:2], [[lesson, other, lesson], [lesson]], CONFIG)
+    assert (test.questions, test.shown.tolist()) == (("q?", "r?", "q?"), [0, 0, 1])
+
+
 def test_an_examination_needs_questions():
     with pytest.raises(UserError, match="agree on no question about the 2 images"):
         rectify.exam(False, IMAGES[:2], [[], []], CONFIG)
@@ -134,15 +140,17 @@ def test_no_image_of_the_pool_stands_twice_though_some_cannot_be_read(tmp_path):
 
 
 def test_no_discovery_is_of_an_image_that_is_examined():
-    images = np.arange(4 * 12, dtype=np.uint8).reshape(4, 2, 2, 3)
+    images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
     found = discoveries.Discoveries(
         np.stack([images[2], 99 + images[0]]),
         [discoveries.Discovery("q?", "red", name) for name in ("elsewhere", "a")],
         {},
+        [images[4]],
     )
-    pool, unseen = unseen_first(Pool(images, ["a", "b", "c", "d"], {}), found)  # a is named, c looks the same
-    assert (pool.ids, unseen) == (["b", "d", "a", "c"], 2)
-    np.testing.assert_array_equal(pool.images, images[[1, 3, 0, 2]])
+    # a is named, c looks the same, a new image was made from e.
+    pool, unseen = unseen_first(Pool(images, ["a", "b", "c", "d", "e"], {}), found)
+    assert (pool.ids, unseen) == (["b", "d", "a", "c", "e"], 2)
+    np.testing.assert_array_equal(pool.images, images[[1, 3, 0, 2, 4]])
 
 
 def test_the_repaired_model_is_the_audited_one(tmp_path):

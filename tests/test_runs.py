@@ -68,6 +68,11 @@ def test_audit_takes_the_runs_models_unless_it_names_others(run):
     assert settings.models == dataclasses.replace(CHANGED.models, target="mine", verifier="judge")
 
 
+def test_another_auditor_is_audited_though_the_runs_own_is_not_done(run):
+    (run / "auditor" / "config.json").unlink()
+    assert audit_settings(AuditConfig(out=str(run.parent), name="r", auditor="a/b"))[1] == "a/b"
+
+
 def test_audit_without_a_run(tmp_path):
     assert audit_settings(AuditConfig(out=str(tmp_path))) == (TrainConfig(), "")
 

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -123,12 +125,40 @@ def test_a_longer_run_has_no_auditor_until_it_is_done(config, monkeypatch):
     source = training.open_source(config, 64, "train").get_state()
     checkpoints.save(2, state.trained, {"train": source, "heldout": source})
     checkpoints.close()
-    write_json(folder / "auditor" / "config.json", {})
+    for part in ("auditor/config.json", "audit/summary.json"):
+        write_json(folder / part, {})
     monkeypatch.setattr(training, "make_step", lambda *_: pytest.fail("training began"))
     with pytest.raises(pytest.fail.Exception, match="training began"):
         training.train(dataclasses.replace(config, steps=5, resume=True))
     with pytest.raises(UserError, match="training did not finish"):
         trained_auditor(folder)
+    assert not (folder / "audit").exists()  # it was of the auditor of fewer steps
+
+
+def test_a_run_of_more_steps_is_not_relabelled(config):
+    folder = Path(config.out) / config.name
+    training.Checkpointer(folder, dataclasses.asdict(config)).save(7, {"x": jnp.zeros(2)})
+    before = (folder / "config.json").read_text()
+    with pytest.raises(UserError, match="has 7 steps done, more than 5; give --steps 7 or more"):
+        training.train(dataclasses.replace(config, steps=5, resume=True))
+    assert (folder / "config.json").read_text() == before
+
+
+def test_a_run_is_of_one_process_at_a_time(config, monkeypatch):
+    """Else two of one name would write into one folder, and a checkpoint of one be taken for the other's."""
+    monkeypatch.setattr(training, "make_step", lambda *_: pytest.fail("training began"))
+    hold = (
+        "import sys, pathlib; from auditdm_jax.files import lock_folder; lock = lock_folder(pathlib.Path(sys.argv[1]))"
+    )
+    folder = Path(config.out) / config.name
+    script = [sys.executable, "-c", f"{hold}; print('held', flush=True); sys.stdin.read()", str(folder)]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is at work in"):
+            training.train(config)
+        other.stdin.close()
+    with pytest.raises(pytest.fail.Exception, match="training began"):
+        training.train(config)
 
 
 def test_other_settings_need_overwrite(config, monkeypatch):
@@ -170,12 +200,18 @@ def test_a_mistake_leaves_the_finished_run_as_it_was(config, tmp_path):
     run = Path(config.out) / config.name
     training.Checkpointer(run, dataclasses.asdict(config)).save(1, {"x": jnp.zeros(2)})
     write_json(run / "auditor" / "config.json", {})
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def files():
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = files()
     with pytest.raises(UserError, match="--resume"):
         training.train(dataclasses.replace(config, steps=7))
     with pytest.raises(UserError, match="typo"):
         training.train(dataclasses.replace(config, images=(str(tmp_path / "typo"),), overwrite=True))
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="give one of them"):
+        training.train(dataclasses.replace(config, resume=True, overwrite=True))
+    assert files() == before
 
 
 @pytest.mark.slow

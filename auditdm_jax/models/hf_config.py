@@ -148,7 +148,7 @@ def load_configs(directory: Path) -> tuple[Any, Any]:
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         has_generation = (directory / "generation_config.json").exists()
         generation = GenerationConfig.from_pretrained(directory) if has_generation else None
     except Exception as error:  # unknown model types and damaged JSON come as several error types
@@ -164,9 +164,11 @@ def load_processor(directory: Path) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(directory)
+        processor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
         # Asked for on its own: given to the processor, the backend would end up in the tokenizer's settings.
-        processor.image_processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            directory, backend="pil", trust_remote_code=False
+        )
         return processor
     except Exception as error:  # as above
         raise UserError(

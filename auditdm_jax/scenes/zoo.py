@@ -125,7 +125,8 @@ def examine(vlm: VLM, member: Member, count: int) -> dict:
     test = dataset.balanced_set(count)
     ask = Answerer(vlm)
     answers = ask(test.images, [question.text for question in test.questions])
-    result = accuracy(answers, [q.answer for q in test.questions], [q.skill for q in test.questions])
+    truths, skills = [q.answer for q in test.questions], [q.skill for q in test.questions]
+    result = accuracy(answers, truths, skills, np.arange(len(answers)))
     if member.unanswerable:
         hopeless = dataset.balanced_set(count // 4, unanswerable=True)
         said = ask(hopeless.images, [question.text for question in hopeless.questions])

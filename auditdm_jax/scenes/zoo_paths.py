@@ -55,4 +55,4 @@ def model_path(name: str) -> str | Path:
 
 def pipeline_path(name: str) -> str | Path:
     """The directory of the zoo's diffusion pipeline of that name, else the name: a directory or a hub id."""
-    return ZOO / name if (ZOO / name / "model_index.json").exists() else name
+    return ZOO / name if "/" not in name and (ZOO / name / "model_index.json").exists() else name
