@@ -31,14 +31,12 @@ class Faults:
     """Of each counterfactual image; the first that holds, in this order, is the one that counts.
 
     collapsed: blank or noise. no_effect: hardly a pixel changed. drifted: an edit moved, cropped or zoomed the whole
-    picture. shift: the registered slip (down, right) in pixels of 64, and scale; (0, 0) and 1 where there is none.
+    picture.
     """
 
     collapsed: Bool[Array, "B"]
     no_effect: Bool[Array, "B"]
     drifted: Bool[Array, "B"]
-    shift: Float[Array, "B 2"]
-    scale: Float[Array, "B"]
 
 
 @jax.jit
@@ -47,15 +45,8 @@ def faults_of_edits(before: UInt8[Array, "B H W 3"], after: UInt8[Array, "B H W 
     old, new = small(before), small(after)
     is_collapsed = collapsed(grey(new))
     unchanged = ~is_collapsed & (largest_change(old, new) < MIN_CHANGE)
-    gain, shift, scale = registration(grey(old), grey(new))
-    drifted = ~is_collapsed & ~unchanged & (gain > MIN_GAIN)
-    return Faults(
-        is_collapsed,
-        unchanged,
-        drifted,
-        jnp.where(drifted[:, None], shift, 0.0),
-        jnp.where(drifted, scale, 1.0),
-    )
+    gain, _, _ = registration(grey(old), grey(new))
+    return Faults(is_collapsed, unchanged, ~is_collapsed & ~unchanged & (gain > MIN_GAIN))
 
 
 @jax.jit
@@ -63,7 +54,7 @@ def faults_of_generations(after: UInt8[Array, "B H W 3"]) -> Faults:
     """Faults of images made from a caption alone: there is nothing that they should resemble."""
     is_collapsed = collapsed(grey(small(after)))
     none = jnp.zeros_like(is_collapsed)
-    return Faults(is_collapsed, none, none, jnp.zeros((len(after), 2)), jnp.ones(len(after)))
+    return Faults(is_collapsed, none, none)
 
 
 def small(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B S S 3"]:

@@ -16,51 +16,41 @@ import tyro  # noqa: E402
 from auditdm_jax.config import AuditConfig, RectifyConfig, TrainConfig  # noqa: E402
 from auditdm_jax.errors import run_cli  # noqa: E402
 
-
-def _train(config: TrainConfig) -> None:
-    from auditdm_jax.training import train
-
-    train(config)
+COMMANDS = {"train": TrainConfig, "audit": AuditConfig, "rectify": RectifyConfig}
 
 
-def _audit(config: AuditConfig) -> None:
-    from auditdm_jax.audit import main
+def _do(config: Any) -> None:
+    command: Callable[[Any], object]
+    if isinstance(config, TrainConfig):  # who asks for help does not wait for the models' code
+        from auditdm_jax.training import train as command
+    elif isinstance(config, AuditConfig):
+        from auditdm_jax.audit import main as command
+    else:
+        from auditdm_jax.rectify import rectify as command
+    command(config)
 
-    main(config)
 
-
-def _rectify(config: RectifyConfig) -> None:
-    from auditdm_jax.rectify import rectify
-
-    rectify(config)
-
-
-def _run(config_type: type, command: Callable[[Any], None]) -> None:
-    run_cli(lambda: command(tyro.cli(config_type, description=config_type.__doc__)))
+def _only(name: str) -> None:
+    settings = COMMANDS[name]
+    run_cli(lambda: _do(tyro.cli(settings, description=settings.__doc__)))
 
 
 def train() -> None:
     """`python train.py`."""
-    _run(TrainConfig, _train)
+    _only("train")
 
 
 def audit() -> None:
     """`python audit.py`."""
-    _run(AuditConfig, _audit)
+    _only("audit")
 
 
 def rectify() -> None:
     """`python rectify.py`."""
-    _run(RectifyConfig, _rectify)
+    _only("rectify")
 
 
 def main() -> None:
     """`auditdm train|audit|rectify`."""
-    commands: dict[str, Callable[..., Any]] = {"train": TrainConfig, "audit": AuditConfig, "rectify": RectifyConfig}
-    runners: dict[type, Callable[[Any], None]] = {TrainConfig: _train, AuditConfig: _audit, RectifyConfig: _rectify}
-
-    def run() -> None:
-        config: Any = tyro.extras.subcommand_cli_from_dict(commands)
-        runners[type(config)](config)
-
-    run_cli(run)
+    commands: dict[str, Callable[..., Any]] = {**COMMANDS}
+    run_cli(lambda: _do(tyro.extras.subcommand_cli_from_dict(commands)))

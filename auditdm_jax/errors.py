@@ -1,6 +1,7 @@
 """[host] Errors that a user can cause and mend, told in one line instead of a traceback."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -79,10 +80,14 @@ def run_cli(main: Callable[[], object]) -> None:
     """Runs `main`, the body of a command, and turns errors a user can mend into one line on stderr.
 
     Exits with 2 after a UserError, a full disk, too little memory, or a file that may not be read or written; with 130
-    after Ctrl-C. Any other exception is a defect of this program and keeps its traceback.
+    after Ctrl-C, with 1 where nobody reads the output any more. Any other exception is a defect of this program and
+    keeps its traceback.
     """
     try:
         main()
+    except BrokenPipeError:  # who read the output has seen enough, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         _fail("stopped by the keyboard", 130)
     except UserError as error:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -47,6 +49,15 @@ def test_permission_names_the_place(capsys, number):
     status, told = exits(capsys, OSError(number, os.strerror(number), "/locked/run"))
     assert status == 2
     assert "no permission to use /locked/run" in told
+
+
+def test_an_output_that_is_read_no_further_is_no_error():
+    code = "from auditdm_jax.errors import run_cli; run_cli(lambda: print('line\\n' * 10**6))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout.readline() == b"line\n"
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 1
 
 
 def test_keyboard(capsys):
