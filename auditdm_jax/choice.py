@@ -36,12 +36,14 @@ VARIETY = 0.35
 
 class Guide(NamedTuple):
     """What a run knows of its auditor's questions. critic: its weights. candidates: to be drawn of each image. topics:
-    with which others begin. share: of the images that are asked about, as many failures are to come from topics."""
+    with which others begin. share: of the audit's images, as many failures are to come from topics. asked: the share of
+    them that are asked about as they are; topics are asked of these, for all."""
 
     critic: Float[np.ndarray, "H F"]
     candidates: int
     topics: tuple[str, ...]
     share: float
+    asked: float = 1.0
 
 
 class Costs(NamedTuple):
@@ -90,8 +92,9 @@ class Choice:
         beside = 1 / (1 + np.exp(-MIDDLE * np.median(odds, axis=1) - LIKELIEST * odds.max(1)))
         if topical.shape[1]:
             rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
-            given, quota = np.full(len(asks), -1), self.guide.share * asks.sum() / topics
-            given[asks], self.costs = share_out(rng, quota, topical[asks], beside[asks], self.costs)
+            images = asks.sum() / self.guide.asked
+            given, quota = np.full(len(asks), -1), self.guide.share * images / topics
+            given[asks], self.costs = share_out(rng, quota, topical[asks], beside[asks], self.costs, self.guide.asked)
             chosen = np.where(given < 0, chosen, count + given)
         return jax.tree.map(lambda x: jnp.take_along_axis(x, chosen[:, None, None], axis=1), written)
 
@@ -102,13 +105,14 @@ def share_out(
     chance: Float[np.ndarray, "N K"],
     beside: Float[np.ndarray, "N"],
     costs: Costs = NONE,
+    asked: float = 1.0,
 ) -> tuple[Int[np.ndarray, "N"], Costs]:
     """A topic for some of N images, -1 for the others; and the costs, these images among them.
 
     Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
     beside the best of the image's others, `beside` (without a topic) or another topic's, and nowhere if that is below
     `WORTH`; but of the topics for which that costs least alone, in these images and those before, as many as together
-    cost `COST` of the failures without a topic.
+    cost `COST` of the failures without a topic; these images are the share `asked` of those that have any.
     Where a topic is `CHEAP`, `VARIETY` times as many at least as if topics and questions without one were asked alike.
     The topic that is worth least chooses first.
     """
@@ -127,7 +131,7 @@ def share_out(
     for topic in range(chance.shape[1]):
         left, before = best(topic)
         here[topic] = loss[left[before < quota], topic].sum()
-    costs = Costs(costs.of + here, costs.failures + float(beside.sum()))
+    costs = Costs(costs.of + here, costs.failures + float(beside.sum()) / asked)
     affordable = np.argsort(costs.of, kind="stable")[np.cumsum(np.sort(costs.of)) <= COST * costs.failures]
     enough = VARIETY * len(chance) / (chance.shape[1] + 1)
     for topic in affordable[np.argsort(worth.max(0, initial=0.0)[affordable], kind="stable")]:

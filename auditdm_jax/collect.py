@@ -61,15 +61,15 @@ class FollowUps(NamedTuple):
 
 class Batch(NamedTuple):
     """What an update learns from. questions: what the auditor wrote of them, behind the prompt. learned: the tokens
-    that the loss is over. room: how many what was written may have. signal: groups whose rewards, before diversity, are
-    not all the same. new: questions that the auditor asked of new images, which share the reward of what these were
-    made from."""
+    that the loss is over. room: how many what was written may have; None: all are questions. signal: groups whose
+    rewards, before diversity, are not all the same. new: questions that the auditor asked of new images, which share
+    the reward of what these were made from."""
 
     images: UInt8[Array, "B H W 3"]
     prompt: Prompt
     questions: Completions
     learned: Bool[Array, "B G T"]
-    room: Int[Array, "B"]
+    room: Int[Array, "B"] | None
     rewards: Float[Array, "B G"]
     signal: Bool[Array, "B"]
     new: FollowUps | None = None
@@ -112,8 +112,7 @@ def collect(
     metrics = asked_metrics(outcome, rewards, questions) | foreseen(trained, questions, heads, outcome)
     record = {"question_ids": questions.ids, "question_mask": questions.mask, "reward": rewards}
     record |= recorded(outcome, questions)
-    room = jnp.full(len(images), settings.max_question_tokens)
-    batch = Batch(images, prompt, questions, learned, room, rewards, ~zero_signal(outcome.reward))
+    batch = Batch(images, prompt, questions, learned, None, rewards, ~zero_signal(outcome.reward))
     return batch, memory, metrics, record
 
 

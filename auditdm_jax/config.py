@@ -236,9 +236,9 @@ class AuditConfig(RunPaths):
     """Questions that the run's auditor draws of an image: the one is asked that its critic finds likeliest to show a
     failure. 1: as drawn. The auditor before training has no critic."""
     topic_share: float = 0.13
-    """Failures that questions with a topic are expected to bring, each topic as many, as a share of the images that are
-    asked about as they are (of a run that has topics, see reward.topic-share). Topics are asked where the critic finds
-    them worth it, the cheapest first, as long as they cost 3 % of the failures, and where they cost little."""
+    """Failures that questions with a topic are expected to bring, each topic as many, as a share of the audit's images
+    (of a run that has topics, see reward.topic-share). Topics are asked where the critic finds them worth it, the
+    cheapest first, as long as they cost 3 % of the failures, and where they cost little."""
     batch_size: int = 256
     """Images that go through a model at once; the auditor writes the candidates of all of them at once."""
 
@@ -274,6 +274,7 @@ class RectifyConfig(RunPaths):
     pool: int = 768
     """Images that are asked about to make the training questions, beside as many of the discoveries' own."""
     optimizer: Literal["adamw", "muon"] = "muon"
+    """Muon is for matrices: embeddings, norms, biases and low-rank adapters learn by Adam, at 0.3 of the rate."""
     learning_rate: float = 1e-2
     """Peak of the learning rate."""
     lora_rank: int = 0

@@ -27,7 +27,7 @@ from auditdm_jax.prompts import PromptTemplate, padded
 from auditdm_jax.sampling import Prompt, completion_logps
 
 Params = Any
-# Under Muon, embeddings, norms and biases learn by Adam, at this share of the rate.
+# Under Muon, embeddings, norms, biases and low-rank adapters learn by Adam, at this share of the rate.
 ADAM_SHARE = 0.3
 
 

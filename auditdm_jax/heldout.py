@@ -24,9 +24,10 @@ BATCHES = 2
 def probe(
     step: Callable, states: Sequence[AuditState], held_out: Sequence[Source], auditor: VLM
 ) -> list[dict[str, float]]:
-    """Claimed and, for scenes, verified success of each run: steps whose updates are thrown away, means over batches.
+    """Claimed and, for scenes, verified success of each run, means over batches.
 
-    step: of several runs, as `training.one_run` makes one. held_out: the batches of each.
+    step: of several runs, as `training.one_run` makes one, without an update or with one that is thrown away.
+    held_out: the batches of each.
     """
     probes = []
     for draw in range(BATCHES):

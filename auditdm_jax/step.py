@@ -61,6 +61,18 @@ def make_step(
     return step
 
 
+def make_look(cast: Cast, settings: StepSettings, translate: Translate | None, prober: Prober):
+    """A step that makes new images, but without its update: what a probe looks at."""
+
+    def look(state: AuditState, images: Array, draw: Draw | None = None) -> tuple[AuditState, dict, dict]:
+        key = jax.random.fold_in(state.trained.key, state.trained.step)
+        given = state.trained, state.frozen, images, key
+        _, _, metrics, record = collect_probes(*given, cast=cast, settings=settings, translate=translate, prober=prober)
+        return state, metrics, record
+
+    return look
+
+
 def trained_step(ask_once: Callable, cast: Cast, settings: StepSettings) -> Callable:
     """`audit_step` as a function of what trains, what is frozen, and the images."""
 
@@ -141,13 +153,19 @@ def update(
     A new question of a new image has the reward of the command or caption that it followed, and so the advantage, where
     that is within a group: the loss is the sum of both. Metrics are those of what was written first.
     """
-    # A constant that token losses are divided by is that of a question, whatever a step's longest text: a token counts
-    # as much in a step that makes new images as in one that does not.
+    # A constant that token losses are divided by is of each text its own limit, whatever a step's longest: a question
+    # counts as much in a step that makes new images as in one that does not, and a caption no more for being long. Nor
+    # is it penalised for that: what counts is how near its own limit it is.
     question = settings.max_question_tokens
     convention = replace(settings.grpo.convention(), max_completion_length=question)
+    lengths = batch.questions.mask.sum(-1)
+    shares: list[Array | None] = [None, None]
+    if batch.room is not None:
+        lengths += (question - batch.room)[:, None]
+        if convention.loss_type == "dr_grpo":
+            shares[0] = jnp.repeat(question / batch.room, batch.rewards.shape[1])[:, None]
     parts = [(batch.prompt, batch.images, batch.questions)]
-    # Tokens as of a question: what is penalised is to come near one's own limit.
-    scored = [(batch.learned, batch.rewards, batch.questions.mask.sum(-1) + (question - batch.room)[:, None])]
+    scored = [(batch.learned, batch.rewards, lengths)]
     if batch.new is not None:
         more = batch.new
         prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (more.prompt, more.images))
@@ -171,9 +189,12 @@ def update(
     def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
         found = []
         logps = logps_of(auditor_params(trainable, frozen.auditor))
-        for new, old, ref, scores, part in zip(logps, old_logps, ref_logps, scored, parts, strict=True):
+        given = zip(logps, old_logps, ref_logps, scored, parts, shares, strict=False)
+        for new, old, ref, scores, part, share in given:
             learned, (rewards, lengths) = scores[0], (x.reshape(-1) for x in scores[1:])
             mask, sampled, group = rows(learned), rows(part[2].logps), settings.grpo.num_generations
+            if share is not None:
+                new = _counted(new, share)
             spoken = {"sampling_logps": sampled, "lengths": lengths}
             loss, metrics = policy_gradient_loss(new, old, ref, mask, rewards, group, convention, **spoken)
             # Each part is a mean of its own; a question counts as much, whichever part it is in.
@@ -193,6 +214,12 @@ def update(
     carry, metrics = jax.lax.scan(iteration, (trained.auditor, trained.opt_state), length=convention.num_iterations)
     metrics = jax.tree.map(lambda x: x[-1], metrics)
     return replace(trained, auditor=carry[0], opt_state=carry[1], step=trained.step + 1), metrics
+
+
+def _counted(logps: Float[Array, "N T"], share: Float[Array, "N 1"]) -> Float[Array, "N T"]:
+    """The log-probs, of which the gradient counts as a share."""
+    still = jax.lax.stop_gradient(logps)
+    return still + share * (logps - still)
 
 
 def _in_spans(

@@ -34,7 +34,7 @@ from auditdm_jax.models.vlm import VLM
 from auditdm_jax.players import Players, cast_of, input_size, load_players, retokenizer, share_tokens
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.state import AuditState, Frozen, Trained
-from auditdm_jax.step import make_step
+from auditdm_jax.step import make_look, make_step
 from auditdm_jax.studio import Studio
 from auditdm_jax.topics import topics_of
 
@@ -172,8 +172,9 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
         asking = make_step(cast, settings, translate) if every > 1 else None
         step: Any = one_run(make_step(cast, settings, translate, prober))
         between = one_run(asking) if asking else step
+        look = one_run(make_look(cast, settings, translate, prober)) if prober else step
     elif not (translate or prober or settings.grpo.max_resamples or any(run.first != first for run in runs)):
-        step = between = make_joint_step(cast, settings)
+        step = between = look = make_joint_step(cast, settings)
     else:
         for run in runs:
             run.checkpoints.close()
@@ -191,7 +192,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
         logs = [stack.enter_context(Log(run.folder, first, config.steps)) for run in runs]
 
         def log_probes(number: int) -> None:
-            rows = probe(step, states, [run.held_out for run in runs], players.auditor)
+            rows = probe(look, states, [run.held_out for run in runs], players.auditor)
             for log, row in zip(logs, rows, strict=True):
                 log.flush()
                 log.write(number, row)

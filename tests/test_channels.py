@@ -244,8 +244,8 @@ def test_an_update_in_spans_is_the_update(parts, started, images):
 
 @pytest.mark.parametrize("cache", [0, 4])
 def test_a_question_counts_as_much_in_a_step_that_makes_new_images(parts, started, images, cache):
-    """Padded to a caption's length, the questions of a step have the gradient that they have alone; and what is
-    penalised is to come near one's own limit, not the longest."""
+    """Padded to a caption's length, the questions of a step have the gradient that they have alone; a text with more
+    room counts less a token, and what is penalised is to come near one's own limit, not the longest."""
     _, players, cast, _ = parts
     settings, state = started
     settings = replace(settings, spans=(), grpo=replace(settings.grpo, soft_punish_cache=cache))
@@ -263,6 +263,8 @@ def test_a_question_counts_as_much_in_a_step_that_makes_new_images(parts, starte
         return [float(metrics[name]) for name in ("grad_norm", "advantage_abs")]
 
     np.testing.assert_allclose(found(wide)[0], found(batch)[0], rtol=1e-4)
+    if not cache:
+        np.testing.assert_allclose(found(roomy)[0] / found(wide)[0], settings.max_question_tokens / 32, rtol=1e-4)
     penalised = abs(found(roomy)[1] / found(wide)[1] - 1)
     assert penalised > 0.02 if cache else penalised < 1e-6
 

@@ -58,6 +58,21 @@ def test_a_topic_is_asked_where_it_is_worth_it(at_any_cost):
     assert picked(always, rows, (False, True, True)) == [0, 0, 2]  # the first one is not asked about
 
 
+def test_topics_are_asked_for_images_of_other_channels_too(monkeypatch):
+    """Where half of an audit's images are asked about as they are, topics bring twice as many failures of these, and
+    may cost twice as much of them."""
+    chance, beside = np.full((300, 1), 0.6), np.full(300, 0.9)
+    for share, topical in ((1.0, 0), (0.5, 50)):  # 30 failures, of which each costs half as much: 0.056 of 270
+        chosen, costs = share_out(np.random.default_rng(0), 30.0, chance, beside, asked=share)
+        assert (float(costs.of[0]), costs.failures) == pytest.approx((15, 270 / share))
+        assert (chosen == 0).sum() == topical
+    monkeypatch.setattr(choice_module, "COST", np.inf)
+    for share, topical in ((1.0, 1), (0.5, 2)):  # of each topic 0.2 failures an image
+        some = choice(2, 0.4)
+        some.guide = some.guide._replace(asked=share)
+        assert picked(some, [[0.9, 0.9, 0.59, 0.01]] * 3).count(2) == topical
+
+
 def test_a_likely_candidate_among_unlikely_ones_is_not_believed(at_any_cost):
     """The first image's topic is worth less than 0.9, but not than what the middle one of its candidates says."""
     rows = [[0.9, 0.1, 0.1, 0.2, 0.01], [0.9, 0.9, 0.1, 0.2, 0.01], [0.9, 0.9, 0.9, 0.2, 0.01]]
