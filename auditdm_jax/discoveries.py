@@ -119,13 +119,14 @@ def read(path: str | os.PathLike[str], size: int) -> Discoveries:
             reason = "no image bytes"  # a path in a table is a stranger's text and is not followed
         if not reason:
             try:
-                images.append(decode_rgb(data, size))
-                originals += [decode_rgb(original, size)] if original else []
+                image, before = decode_rgb(data, size), [decode_rgb(original, size)] if original else []
             except BadImage as error:
                 reason = str(error)
         if reason:
             skipped[reason] += 1
             continue
+        images.append(image)
+        originals += before
         rows.append(Discovery(record["question"], record["consensus"], record.get("image_id") or ""))
     if not rows:
         reasons = ", ".join(f"{n} rows: {reason}" for reason, n in skipped.items()) or "it is empty"

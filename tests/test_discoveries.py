@@ -63,6 +63,15 @@ def test_what_new_images_were_made_from_is_read_too(tmp_path):
     np.testing.assert_array_equal(found.originals, IMAGES[2:])
 
 
+def test_a_row_whose_original_is_damaged_is_skipped_with_its_image(tmp_path):
+    path, pngs = tmp_path / "d.parquet", [png(image) for image in IMAGES]
+    write(path, [examined(0), examined(1)], pngs[:2], 0, [b"\x89PNG", pngs[2]])
+    found = read(path, 8)
+    np.testing.assert_array_equal(found.images, IMAGES[1:2])
+    assert [row.image_id for row in found.rows] == ["photos/1.png"]
+    assert sum(found.skipped.values()) == 1
+
+
 def test_datasets_opens_the_file_with_its_images(written, tmp_path):
     datasets = pytest.importorskip("datasets")
     loaded = datasets.load_dataset("parquet", data_files=str(written), split="train", cache_dir=str(tmp_path / "cache"))
