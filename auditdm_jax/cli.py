@@ -16,7 +16,7 @@ import tyro  # noqa: E402
 from auditdm_jax.config import AuditConfig, RectifyConfig, TrainConfig  # noqa: E402
 from auditdm_jax.errors import run_cli  # noqa: E402
 
-COMMANDS = {"train": TrainConfig, "audit": AuditConfig, "rectify": RectifyConfig}
+COMMANDS: dict[str, Callable[..., Any]] = {"train": TrainConfig, "audit": AuditConfig, "rectify": RectifyConfig}
 
 
 def _do(config: Any) -> None:
@@ -52,5 +52,4 @@ def rectify() -> None:
 
 def main() -> None:
     """`auditdm train|audit|rectify`."""
-    commands: dict[str, Callable[..., Any]] = {**COMMANDS}
-    run_cli(lambda: _do(tyro.extras.subcommand_cli_from_dict(commands)))
+    run_cli(lambda: _do(tyro.extras.subcommand_cli_from_dict(COMMANDS)))

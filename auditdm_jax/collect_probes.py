@@ -3,8 +3,6 @@
 images -> what the auditor writes -> new images [host]; then, compiled: answers -> outcome -> reward -> `Batch`
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,4 +147,4 @@ def judged(
     return batch, memory, metrics, record
 
 
-judged_compiled = partial(jax.jit, static_argnames=("settings", "shared_out", "limits", "translate"))(judged)
+judged_compiled = jax.jit(judged, static_argnames=("settings", "shared_out", "limits", "translate"))

@@ -41,7 +41,7 @@ class BlankProber(Prober):
         begun: Begun | None = None,
     ) -> Probes:
         probe = partial(super().__call__, generations=generations)
-        shapes = jax.eval_shape(lambda *given: probe(*given[:-1], begun=given[-1]), params, base, images, key, begun)
+        shapes = jax.eval_shape(probe, params, base, images, key, begun=begun)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def _render(

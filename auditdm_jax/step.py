@@ -65,12 +65,16 @@ def make_look(cast: Cast, settings: StepSettings, translate: Translate | None, p
     """A step that makes new images, but without its update: what a probe looks at."""
 
     def look(state: AuditState, images: Array, draw: Draw | None = None) -> tuple[AuditState, dict, dict]:
-        key = jax.random.fold_in(state.trained.key, state.trained.step)
-        given = state.trained, state.frozen, images, key
+        given = state.trained, state.frozen, images, step_key(state.trained)
         _, _, metrics, record = collect_probes(*given, cast=cast, settings=settings, translate=translate, prober=prober)
         return state, metrics, record
 
     return look
+
+
+def step_key(trained: Trained) -> Array:
+    """What a step draws with: the run's key and the step's number, so that a resumed run repeats exactly."""
+    return jax.random.fold_in(trained.key, trained.step)
 
 
 def trained_step(ask_once: Callable, cast: Cast, settings: StepSettings) -> Callable:
@@ -93,8 +97,7 @@ def audit_step(
     Every component of the reward is in the metrics; the record holds the questions and how each came out.
     """
     trained, frozen = state.trained, state.frozen
-    key = jax.random.fold_in(trained.key, trained.step)
-    batch, memory, asked, record = ask_once(trained, frozen, images, key)
+    batch, memory, asked, record = ask_once(trained, frozen, images, step_key(trained))
     trained, metrics = update(trained, frozen, config, batch, settings)
     return AuditState(replace(trained, **memory), frozen), metrics | asked, record
 
@@ -114,7 +117,7 @@ def resampling_step(
     means over all that were asked; the record is the first batch's.
     """
     trained, frozen = state.trained, state.frozen
-    key = jax.random.fold_in(trained.key, trained.step)
+    key = step_key(trained)
     batch, memory, asked, record = ask_once(trained, frozen, images, key)
     # All of it bound to the device, as `refill` returns it: else what is refilled would be compiled for once more.
     batch, metrics = jax.device_put(batch, trained.step.sharding), [asked]

@@ -197,7 +197,7 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                 log.flush()
                 log.write(number, row)
 
-        if prober and not translate:
+        if prober and not translate and first < config.steps:
             blank = np.zeros((config.images_per_step, *[input_size(players)] * 2, 3), np.uint8)
             compile_ahead(cast, settings, prober, asking, states[0], blank)
         if first == 0:
