@@ -10,15 +10,17 @@ images comes without questions. The reward credits what was written for the chan
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, UInt8
+from jaxtyping import Array, Bool, UInt8, UInt32
 
+from auditdm_jax.checks import Faults
 from auditdm_jax.choice import Choice
 from auditdm_jax.config import Probing, TrainConfig
 from auditdm_jax.layout import QUESTION, Layout, layout
@@ -47,6 +49,22 @@ def limits_of(config: TrainConfig) -> tuple[int, int, int]:
     return config.max_question_tokens, config.probing.max_command_tokens, config.probing.max_caption_tokens
 
 
+Made = dict[str, tuple[UInt8[Array, "n H W 3"], Faults]]
+"""What the edit and caption channels' texts were made into."""
+
+
+class Written(NamedTuple):
+    """What was written of B images with G completions each. words: its tokens but for ends; empty and overlong: as in
+    `Probes`; seeds: of the images that it may be made into."""
+
+    prompt: Prompt
+    completions: Completions
+    words: Bool[Array, "B G T"]
+    empty: Bool[Array, "B G"]
+    overlong: Bool[Array, "B G"]
+    seeds: UInt32[Array, "N"]
+
+
 class Probes(NamedTuple):
     """What B images were made into with G completions each, and what is asked; N = B * G, image by image.
 
@@ -59,13 +77,13 @@ class Probes(NamedTuple):
     prompt: Prompt
     written: Completions
     texts: list[str]
+    skips: Mapping[str, int]
     images: UInt8[Array, "N H W 3"]
     questions: Completions
     empty: Bool[Array, "B G"]
     overlong: Bool[Array, "B G"]
     spoiled: Bool[Array, "B G"]
     faults: dict[str, Bool[Array, "N"]]
-    skips: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,51 +129,38 @@ class Prober:
         params: of the auditor that writes, and asks new questions; base: of the one that asks old questions. begun: as
         `sample` has it, of a question's length; a choice has its own.
         """
-        keys, images = jax.random.split(key, 4), jnp.asarray(images)
-        shared_out = layout(self.probing, len(images))
-        channels = np.array(shared_out.channels)
-        limits = np.array(self.limits)[channels]
-        prompt = prompt_rows(self.prompts, jnp.asarray(channels))
-        written = self._written(shared_out, params, prompt, images, keys[0], generations, begun)
-        words, empty, overlong = words_of(written, self.config)
-        overlong |= written.mask.sum(-1) > jnp.asarray(limits)[:, None]
-        repeated = jnp.repeat(images, generations, axis=0)
-        given = repeated, written.ids, words, ~(empty | overlong)
-        texts, probed, faults, skips = self._render(shared_out, *given, keys[1])
-        questions = self._questions(shared_out, params, base, images, probed, written, keys[2:])
-        _, no_question, too_long = words_of(questions, self.config)
-        shape = empty.shape
-        return Probes(
-            prompt,
-            written,
-            texts,
-            probed,
-            questions,
-            empty | no_question.reshape(shape),
-            overlong | too_long.reshape(shape),
-            jnp.stack(list(faults.values())).any(0).reshape(shape),
-            faults,
-            skips,
-        )
+        images, shared_out = jnp.asarray(images), layout(self.probing, len(images))
+        write, follow = self.compiled if self.choice is None else (self._write, self._follow)
+        written = write(shared_out, params, images, key, generations, begun)
+        texts, made, skips = self._render(shared_out, images, written)
+        # All of it bound to the device: as otherwise some is, what was rendered, and some is not.
+        given = jax.device_put((images, written, made, key), jax.tree.leaves(params)[0].sharding)
+        return Probes(written.prompt, written.completions, texts, skips, *follow(shared_out, params, base, *given))
 
-    def _written(
+    @cached_property
+    def compiled(self) -> tuple[Callable, Callable]:
+        """What is before the renderer and what is behind it, each one compiled function; a choice is not compiled."""
+        static = ("shared_out", "generations")
+        return jax.jit(self._write, static_argnames=static), jax.jit(self._follow, static_argnames=static[:1])
+
+    def _write(
         self,
         shared_out: Layout,
         params: Any,
-        prompt: Prompt,
-        images: Array,
+        images: UInt8[Array, "B H W 3"],
         key: Array,
         generations: int,
         begun: Begun | None,
-    ) -> Completions:
-        """What is written of each image for its channel, [B, G, T], padded to the longest."""
-        spans = shared_out.spans(self.limits)
+    ) -> Written:
+        """What is written of each image for its channel, padded to the longest."""
+        spans, keys = shared_out.spans(self.limits), jax.random.split(key, 4)
         channels, longest = np.array(shared_out.channels), max(tokens for _, tokens in spans)
+        prompt = prompt_rows(self.prompts, jnp.asarray(channels))
         parts = []
         for number, (rows, tokens) in enumerate(spans):
             place = np.array(rows)
             some = Prompt(prompt.input_ids[place], prompt.attention_mask[place])
-            given = params, some, images[place], jax.random.fold_in(key, number)
+            given = params, some, images[place], jax.random.fold_in(keys[0], number)
             if self.choice is not None:
                 part = self._chosen(self.choice, *given, channels[place], tokens, topical=True)
             else:
@@ -165,7 +170,10 @@ class Prober:
                 part = self._ask(*given, generations, tokens, begins)
             parts.append(self._padded(part, longest))
         order = np.argsort(np.concatenate([rows for rows, _ in spans]))
-        return jax.tree.map(lambda *x: jnp.concatenate(x)[order], *parts)
+        completions = jax.tree.map(lambda *x: jnp.concatenate(x)[order], *parts)
+        words, empty, overlong = words_of(completions, self.config)
+        overlong |= completions.mask.sum(-1) > np.array(self.limits)[channels][:, None]
+        return Written(prompt, completions, words, empty, overlong, jax.random.bits(keys[1], (empty.size,)))
 
     def _padded(self, written: Completions, tokens: int) -> Completions:
         """The completions at a length, longer or shorter than they have."""
@@ -211,30 +219,51 @@ class Prober:
         return ask(params, self.config, prompt, images, key, begun=begun, **sampling)
 
     def _render(
-        self, shared_out: Layout, images: Array, ids: Array, words: Array, ends_well: Array, key: Array
-    ) -> tuple[list[str], Array, dict[str, Array], Mapping[str, int]]:
-        """N texts and images, those of the edit and caption channels made anew; their faults; the renderer's skips."""
-        texts, usable = texts_of(self.tokenizer, ids, words), np.asarray(ends_well).reshape(-1)
-        skips: Counter[str] = Counter()
-        faults = {name: jnp.zeros(len(images), bool) for name in FAULTS}
-        seeds = np.asarray(jax.random.bits(key, (len(images),))).tolist()
-        generations = len(images) // len(shared_out.channels)
+        self, shared_out: Layout, images: UInt8[Array, "B H W 3"], written: Written
+    ) -> tuple[list[str], Made, Mapping[str, int]]:
+        """The N texts, what those of the edit and caption channels were made into, and the renderer's skips."""
+        texts = texts_of(self.tokenizer, written.completions.ids, written.words)
+        usable = ~(np.asarray(written.empty) | np.asarray(written.overlong)).reshape(-1)
+        seeds, generations = np.asarray(written.seeds).tolist(), written.empty.shape[1]
+        made, skips = {}, Counter[str]()
         for channel in ("edit", "caption"):
-            rows = (shared_out.through(channel)[:, None] * generations + np.arange(generations)).reshape(-1).tolist()
-            if not rows:
+            rows = shared_out.probes(channel, generations)
+            if not len(rows):
                 continue
             assert self.studio is not None  # it was loaded for these channels
             renderer = self.studio.editor if channel == "edit" else self.studio.generator
             assert renderer is not None
-            before, places = renderer.counts.copy(), jnp.array(rows)
-            wanted = [texts[row] if usable[row] else "" for row in rows]
-            made, flaws = self.studio.render(channel, images[places], wanted, [seeds[row] for row in rows])
-            images = images.at[places].set(made)
-            for name in FAULTS:
-                faults[name] = faults[name].at[places].set(getattr(flaws, name) & jnp.asarray(usable[rows]))
+            before, wanted = renderer.counts.copy(), [texts[row] if usable[row] else "" for row in rows]
+            made[channel] = self.studio.render(channel, images[rows // generations], wanted, [seeds[r] for r in rows])
             for name in SKIPS:
                 skips[f"{channel}/{name.replace(' ', '_')}"] = renderer.counts[name] - before[name]
-        return texts, images, faults, skips
+        return texts, made, skips
+
+    def _follow(
+        self,
+        shared_out: Layout,
+        params: Any,
+        base: Any,
+        images: UInt8[Array, "B H W 3"],
+        written: Written,
+        made: Made,
+        key: Array,
+    ) -> tuple[Array, Completions, Array, Array, Array, dict[str, Array]]:
+        """Of `Probes` what comes behind the renderer: images, questions, empty, overlong, spoiled, and faults."""
+        shape = written.empty.shape
+        probed = jnp.repeat(images, shape[1], axis=0)
+        usable = ~(written.empty | written.overlong).reshape(-1)
+        faults = {name: jnp.zeros(len(probed), bool) for name in FAULTS}
+        for channel, (new, flaws) in made.items():
+            rows = shared_out.probes(channel, shape[1])
+            probed = probed.at[rows].set(new)
+            for name in FAULTS:
+                faults[name] = faults[name].at[rows].set(getattr(flaws, name) & usable[rows])
+        keys = jax.random.split(key, 4)[2:]
+        questions = self._questions(shared_out, params, base, images, probed, written.completions, keys)
+        _, no_question, too_long = words_of(questions, self.config)
+        empty, overlong = written.empty | no_question.reshape(shape), written.overlong | too_long.reshape(shape)
+        return probed, questions, empty, overlong, jnp.stack(list(faults.values())).any(0).reshape(shape), faults
 
     def _questions(
         self,

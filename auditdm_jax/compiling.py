@@ -6,10 +6,10 @@ blank images whose updates are thrown away; what is in front of it meanwhile her
 for two threads.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -17,37 +17,40 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from auditdm_jax.channels import FAULTS, Prober, Probes
+from auditdm_jax.channels import Made, Prober, Written
+from auditdm_jax.checks import Faults
 from auditdm_jax.collect import StepSettings
 from auditdm_jax.collect_probes import probe_images
 from auditdm_jax.heldout import for_probe
 from auditdm_jax.layout import Layout
-from auditdm_jax.sampling import Begun
 from auditdm_jax.state import AuditState, Cast
 from auditdm_jax.step import make_step
 
 
 @dataclass(frozen=True, eq=False)
 class BlankProber(Prober):
-    """Gives arrays of the shapes of a prober's, all zeros, and writes and renders nothing."""
+    """Writes and renders nothing, but has what comes behind the renderer compiled. real: `compiled` of a prober."""
 
-    def __call__(
-        self,
-        params: Any,
-        base: Any,
-        images: UInt8[Array, "B H W 3"],
-        key: Array,
-        generations: int,
-        begun: Begun | None = None,
-    ) -> Probes:
-        probe = partial(super().__call__, generations=generations)
-        shapes = jax.eval_shape(probe, params, base, images, key, begun=begun)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    real: tuple[Callable, Callable] | None = None
 
-    def _render(
-        self, shared_out: Layout, images: Array, *written: Array
-    ) -> tuple[list[str], Array, dict[str, Array], Mapping[str, int]]:
-        return [], images, {name: jnp.zeros(len(images), bool) for name in FAULTS}, {}
+    @cached_property
+    def compiled(self) -> tuple[Callable, Callable]:
+        assert self.real is not None
+        write, follow = self.real
+
+        def nothing(shared_out: Layout, params: Any, images: Array, key: Array, count: int, begun: Any) -> Written:
+            shapes = jax.eval_shape(lambda *given: write(shared_out, *given, count, begun), params, images, key)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        return nothing, follow
+
+    def _render(self, shared_out: Layout, images: Array, written: Written) -> tuple[list[str], Made, dict[str, int]]:
+        made = {}
+        for channel in ("edit", "caption"):
+            if rows := len(shared_out.probes(channel, written.empty.shape[1])):
+                none = jnp.zeros(rows, bool)
+                made[channel] = jnp.zeros((rows, *images.shape[1:]), images.dtype), Faults(none, none, none)
+        return [], made, {}
 
 
 def compile_ahead(
@@ -59,7 +62,8 @@ def compile_ahead(
     images: UInt8[np.ndarray, "B H W 3"],
 ) -> None:
     """Compiles a step that makes new images, and `asking`, one that makes none; what they compute is not kept."""
-    steps = [make_step(cast, settings, None, BlankProber(**vars(prober))), *([asking] if asking else [])]
+    blank = BlankProber(**{field.name: getattr(prober, field.name) for field in fields(prober)}, real=prober.compiled)
+    steps = [make_step(cast, settings, None, blank), *([asking] if asking else [])]
     with ThreadPoolExecutor(len(steps)) as threads:
         done = [threads.submit(step, for_probe(state), images) for step in steps]
         given = state.trained, state.frozen, jnp.asarray(images), state.trained.key

@@ -27,6 +27,10 @@ class Layout:
         """int [n]: the images of a channel."""
         return np.flatnonzero(np.array(self.channels) == CHANNELS.index(name))
 
+    def probes(self, name: str, generations: int) -> np.ndarray:
+        """int [n * G]: of the N = B * G probes those of a channel."""
+        return (self.through(name)[:, None] * generations + np.arange(generations)).reshape(-1)
+
     def asks(self) -> np.ndarray:
         """bool [B]: the images that are asked about as they are."""
         return np.array(self.channels) == QUESTION
