@@ -13,9 +13,7 @@ _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "au
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 # What LLVM's dearest passes gain a step on a CPU cannot be measured; compiling without them takes a sixth less.
 if not any(find_spec(accelerator) for accelerator in ("jax_plugins", "libtpu")):
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-    )
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true")
 
 import tyro  # noqa: E402
 

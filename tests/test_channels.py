@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from auditdm_jax import training
-from auditdm_jax.answering import answer
 from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.collect import collect
 from auditdm_jax.collect_probes import collect_probes, judged_compiled
+from auditdm_jax.compiling import compile_ahead
 from auditdm_jax.config import CHANNELS, Models, Probing, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.layout import layout
-from auditdm_jax.rollout import ask, decode, question_logps, words_of
+from auditdm_jax.rollout import decode, question_logps, words_of
 from auditdm_jax.scenes.dataset import SceneSource, scenes_of
 from auditdm_jax.step import make_step, update
 from auditdm_jax.studio import Studio
@@ -292,14 +292,17 @@ def test_topics_begin_what_is_asked_of_the_images_themselves(parts, started, ima
     assert np.asarray(batch.learned)[asks, :, 2].all()
 
 
-def test_three_steps_compile_once(parts, started):
-    """The renderer's images are bound to a device, and what a step returns with them: its first state must be too."""
+def test_three_steps_are_compiled_ahead(parts, started):
+    """The renderer's images are bound to a device, and what a step returns with them: its first state must be too, and
+    the blank images that all is compiled with."""
     _, _, cast, prober = parts
     settings, state = started
-    update.clear_cache()
-    step, source, sizes = make_step(cast, settings, None, prober), SceneSource("train", 0, IMAGES), []
+    prober = replace(prober)  # of which nothing is compiled yet
+    update.clear_cache(), judged_compiled.clear_cache()
+    sizes = lambda: [function._cache_size() for function in (update, judged_compiled, *prober.compiled)]  # noqa: E731
+    step, source = make_step(cast, settings, None, prober), SceneSource("train", 0, IMAGES)
+    compile_ahead(cast, settings, prober, None, state, np.zeros_like(next(source)["image"]))
+    assert sizes() == [1, 1, 1, 1]
     for _ in range(3):
         state, _, _ = step(state, next(source)["image"])
-        sizes.append([function._cache_size() for function in (update, judged_compiled, ask, answer)])
-    assert sizes[0][0] == 1
-    assert sizes[0] == sizes[1] == sizes[2]
+        assert sizes() == [1, 1, 1, 1]

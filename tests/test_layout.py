@@ -18,6 +18,7 @@ def test_layout_by_hand():
     assert names == ["question", "question", "edit", "question", "question", "question", "edit", "question"]
     assert [row for row, old in enumerate(shared_out.old) if old] == [2]
     assert shared_out.through("edit").tolist() == [2, 6]
+    assert shared_out.probes("edit", 3).tolist() == [6, 7, 8, 18, 19, 20]
 
 
 def test_new_images_are_the_smaller_part_by_default():
