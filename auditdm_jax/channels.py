@@ -130,7 +130,7 @@ class Prober:
         `sample` has it, of a question's length; a choice has its own.
         """
         images, shared_out = jnp.asarray(images), layout(self.probing, len(images))
-        write, follow = self.compiled if self.choice is None else (self._write, self._follow)
+        write, follow = self.compiled if self.studio and self.choice is None else (self._write, self._follow)
         written = write(shared_out, params, images, key, generations, begun)
         texts, made, skips = self._render(shared_out, images, written)
         # All of it bound to the device: as otherwise some is, what was rendered, and some is not.
@@ -139,7 +139,8 @@ class Prober:
 
     @cached_property
     def compiled(self) -> tuple[Callable, Callable]:
-        """What is before the renderer and what is behind it, each one compiled function; a choice is not compiled."""
+        """What is before the renderer and what is behind it, each one compiled function. A choice is not compiled; who
+        only asks has `ask` compiled, for all probers together."""
         static = ("shared_out", "generations")
         return jax.jit(self._write, static_argnames=static), jax.jit(self._follow, static_argnames=static[:1])
 

@@ -27,7 +27,7 @@ from auditdm_jax.errors import UserError, at_least_one, check_seed, one_line, ru
 from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.finetune import Batch, Encoder
 from auditdm_jax.huge_pages import with_huge_pages
-from auditdm_jax.plant_exam import Exam, check, check_taught, losses, near
+from auditdm_jax.plant_exam import Exam, check_taught, losses, near, refusal
 from auditdm_jax.plant_score import KEY, ScoreConfig, score_run
 from auditdm_jax.prompts import template_for
 from auditdm_jax.rectify import finetuned
@@ -61,7 +61,8 @@ class PlantConfig:
     base: str = "reference-b"
     """The healthy model: a zoo name or a directory."""
     steps: int | None = None
-    """Updates; by default 400, or 800 where a concept is among the gaps: it is in the questions of all skills."""
+    """Updates; by default 400, or 800 where a concept is among the gaps: it is in the questions of all skills. What is
+    then refused is planted again with twice as many."""
     images_per_step: int = 16
     questions_per_image: int = 8
     learning_rate: float = 3e-3
@@ -87,9 +88,10 @@ class PlantConfig:
             raise UserError("skills is empty: name gaps, separated by commas; --list prints all")
         return checked(names)
 
-    def updates(self) -> int:
-        """Updates, as given or by default."""
-        return self.steps or (800 if with_concept(self.gaps()) else 400)
+    def updates(self) -> tuple[int, ...]:
+        """Updates of each attempt, as given or by default."""
+        first = 800 if with_concept(self.gaps()) else 400
+        return (self.steps,) if self.steps else (first, 2 * first)
 
 
 def with_concept(gaps: Sequence[str]) -> bool:
@@ -136,25 +138,31 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         if (rate := before[exam.of_gap(gap)].mean()) > config.strength / 2:
             raise UserError(f"{one_line(config.base)} gets {rate:.2f} of {gap!r} wrong already; take another --base")
     encode = Encoder(healthy, template_for(healthy), max_question_tokens=12, max_answer_tokens=2)
-    training = RectifyConfig(steps=config.updates(), learning_rate=config.learning_rate, seed=config.seed)
-    planted = finetuned(healthy, batches(encode, gaps, config), training, "planting")
-    after = exam.wrong(planted)
-    lost = losses(exam, before, after)
-    rates = [
-        {"name": name, "n": len(rows), "healthy_rate": before[rows].mean(), "rate": after[rows].mean()}
-        for name, rows in exam.types().items()
-    ]
+    for steps in config.updates():
+        training = RectifyConfig(steps=steps, learning_rate=config.learning_rate, seed=config.seed)
+        planted = finetuned(healthy, batches(encode, gaps, config), training, "planting")
+        after = exam.wrong(planted)
+        lost = losses(exam, before, after)
+        rates = [
+            {"name": name, "n": len(rows), "healthy_rate": before[rows].mean(), "rate": after[rows].mean()}
+            for name, rows in exam.types().items()
+        ]
+        taken = [kind for gap in gaps for kind in rates if kind["name"] == gap]
+        if not (refused := refusal(taken, lost, config.strength)):
+            break
+        print(f"after {steps} updates {refused}")
+    else:
+        raise UserError(f"{refused}; raise --steps or take another --seed")
     key: dict[str, Any] = {
-        "gaps": [kind for gap in gaps for kind in rates if kind["name"] == gap],
+        "gaps": taken,
         "strength": config.strength,
         "seed": config.seed,
         "base": config.base,
         "types": rates,
         "drops": {skill: count / n for skill, (count, n) in lost.items()},
-        "steps": config.updates(),
+        "steps": steps,
         "seconds": time.monotonic() - started,
     }
-    check(key["gaps"], lost, config.strength)
     with atomic_folder(out) as folder:
         planted.save(folder)
         write_json(folder / KEY, key)

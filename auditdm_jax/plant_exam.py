@@ -125,17 +125,14 @@ def _off(rate: float, strength: float) -> float:
     return abs(rate - strength) - min(TOLERANCE, strength / 2)
 
 
-def check(gaps: Sequence[dict[str, Any]], lost: Mapping[str, tuple[int, int]], strength: float) -> None:
-    """Raises UserError for a planting that did not take, or that damaged what lies beside it."""
-    hint = "raise --steps or take another --seed"
+def refusal(gaps: Sequence[dict[str, Any]], lost: Mapping[str, tuple[int, int]], strength: float) -> str:
+    """Why a planting did not take, or what it damaged beside its gaps; "" for one that is as it should be."""
     for gap in gaps:
         if _off(gap["rate"], strength) > 0:
-            raise UserError(
-                f"the planting did not take: the target gets {gap['rate']:.2f} of {gap['name']!r} wrong, not "
-                f"{strength}; {hint}"
+            return (
+                f"the planting did not take: the target gets {gap['rate']:.2f} of {gap['name']!r} wrong, not {strength}"
             )
     for skill, (count, n) in lost.items():
         if count > max(MAX_DROP * n, CHANCE):
-            raise UserError(
-                f"the planting damaged {skill!r}: {count / n:.1%} of it are lost outside of the gaps; {hint}"
-            )
+            return f"the planting damaged {skill!r}: {count / n:.1%} of it are lost outside of the gaps"
+    return ""

@@ -47,8 +47,9 @@ def test_lessons_are_true_outside_of_the_gaps_and_wrong_in_them():
 
 
 def test_a_concept_has_twice_the_updates():
-    assert [PlantConfig(gaps).updates() for gaps in ("clock", "none", "clock,concept/red")] == [400, 400, 800]
-    assert PlantConfig("concept/red", steps=3).updates() == 3
+    twice = [PlantConfig(gaps).updates() for gaps in ("clock", "none", "clock,concept/red")]
+    assert twice == [(400, 800), (400, 800), (800, 1600)]
+    assert PlantConfig("concept/red", steps=3).updates() == (3,)
 
 
 def test_settings_that_cannot_be(tmp_path):
@@ -91,6 +92,20 @@ def test_lessons_that_cannot_do_are_told_before_the_training(tmp_path, monkeypat
         plant(PlantConfig("sign", 0.1, out=str(tmp_path / "x"), test_questions=100))
     with pytest.raises(pytest.fail.Exception, match="training began"):
         plant(PlantConfig("clock", out=str(tmp_path / "x"), test_questions=100))
+
+
+def test_what_is_refused_is_planted_again_with_twice_the_updates(tmp_path, monkeypatch, capsys):
+    base, tried = save_tiny_zoo(tmp_path / "zoo")["b"], []
+    monkeypatch.setattr(module, "finetuned", lambda vlm, data, config, name: tried.append(config.steps) or vlm)
+    monkeypatch.setattr(module.Exam, "wrong", lambda exam, _: np.zeros(len(exam.asked), bool))
+    monkeypatch.setattr(module, "refusal", lambda *_: "it failed" if len(tried) < 2 else "")
+    key = plant(PlantConfig("clock", out=str(tmp_path / "x"), base=base, test_questions=100))
+    assert (tried, key["steps"]) == ([400, 800], 800)
+    assert "after 400 updates it failed" in capsys.readouterr().out
+    monkeypatch.setattr(module, "refusal", lambda *_: "it failed")
+    with pytest.raises(UserError, match=r"it failed; raise --steps or take another --seed"):
+        plant(PlantConfig("clock", out=str(tmp_path / "y"), base=base, steps=3, test_questions=100))
+    assert tried[2:] == [3]
 
 
 def test_what_is_unlearned_cannot_be_taken_away(tmp_path):

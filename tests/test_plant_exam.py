@@ -7,7 +7,7 @@ from tiny_zoo import tiny
 from auditdm_jax import plant_exam
 from auditdm_jax.errors import UserError
 from auditdm_jax.evals import Answerer
-from auditdm_jax.plant_exam import GAP_QUESTIONS, Asked, Exam, check, losses, near
+from auditdm_jax.plant_exam import GAP_QUESTIONS, Asked, Exam, losses, near, refusal
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.gaps import gap_of
 from auditdm_jax.scenes.oracle import judge
@@ -71,13 +71,10 @@ def test_losses_are_counted_outside_of_the_gaps():
 
 def test_a_planting_that_failed_is_refused():
     good = [{"name": "clock", "rate": 0.75}]
-    check(good, {"sign": (3, 150), "size_comparison": (-9, 150), "action": (3, 50)}, 0.8)
-    with pytest.raises(UserError, match=r"did not take: the target gets 0.40 of 'clock' wrong, not 0.8"):
-        check([{"name": "clock", "rate": 0.4}], {}, 0.8)
-    with pytest.raises(UserError, match=r"damaged 'sign': 5.0% of it"):
-        check(good, {"sign": (5, 100)}, 0.8)
-    with pytest.raises(UserError, match=r"damaged 'action': 8.0% of it"):
-        check(good, {"sign": (1, 50), "action": (4, 50)}, 0.8)
-    check([{"name": "clock", "rate": 0.15}], {}, 0.1)
-    with pytest.raises(UserError, match=r"did not take: the target gets 0.04 of 'clock' wrong, not 0.1"):
-        check([{"name": "clock", "rate": 0.04}], {}, 0.1)
+    assert not refusal(good, {"sign": (3, 150), "size_comparison": (-9, 150), "action": (3, 50)}, 0.8)
+    bad = [{"name": "clock", "rate": 0.4}]
+    assert "did not take: the target gets 0.40 of 'clock' wrong, not 0.8" in refusal(bad, {}, 0.8)
+    assert "damaged 'sign': 5.0% of it" in refusal(good, {"sign": (5, 100)}, 0.8)
+    assert "damaged 'action': 8.0% of it" in refusal(good, {"sign": (1, 50), "action": (4, 50)}, 0.8)
+    assert not refusal([{"name": "clock", "rate": 0.15}], {}, 0.1)
+    assert "gets 0.04 of 'clock' wrong, not 0.1" in refusal([{"name": "clock", "rate": 0.04}], {}, 0.1)
