@@ -11,7 +11,7 @@ images comes without questions. The reward credits what was written for the chan
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -54,8 +54,8 @@ Made = dict[str, tuple[UInt8[Array, "n H W 3"], Faults]]
 
 
 class Written(NamedTuple):
-    """What was written of B images with G completions each. words: its tokens but for ends; empty and overlong: as in
-    `Probes`; seeds: of the images that it may be made into."""
+    """What was written of B images with G completions each. words: its tokens but for ends; empty, overlong: of what
+    was written alone; seeds: of the images that it may be made into."""
 
     prompt: Prompt
     completions: Completions
@@ -139,10 +139,10 @@ class Prober:
 
     @cached_property
     def compiled(self) -> tuple[Callable, Callable]:
-        """What is before the renderer and what is behind it, each one compiled function. A choice is not compiled; who
-        only asks has `ask` compiled, for all probers together."""
-        static = ("shared_out", "generations")
-        return jax.jit(self._write, static_argnames=static), jax.jit(self._follow, static_argnames=static[:1])
+        """What is before the renderer, and behind it, each compiled. Who only asks has `ask`, for all probers."""
+        bare = replace(self, studio=None, tokenizer=None)  # else pipelines would live on in a circle of references
+        write = jax.jit(bare._write, static_argnames=("shared_out", "generations"))
+        return write, jax.jit(bare._follow, static_argnames="shared_out")
 
     def _write(
         self,

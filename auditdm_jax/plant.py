@@ -150,9 +150,9 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         taken = [kind for gap in gaps for kind in rates if kind["name"] == gap]
         if not (refused := refusal(taken, lost, config.strength)):
             break
-        print(f"after {steps} updates {refused}")
-    else:
-        raise UserError(f"{refused}; raise --steps or take another --seed")
+        if steps == config.updates()[-1]:
+            raise UserError(f"after {steps} updates {refused}; raise --steps or take another --seed")
+        print(f"after {steps} updates {refused}: planted again with twice as many")
     key: dict[str, Any] = {
         "gaps": taken,
         "strength": config.strength,

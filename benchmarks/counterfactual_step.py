@@ -8,7 +8,7 @@ images, and the way of the images between the libraries.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import tyro
 
-from auditdm_jax import channels, step, training
+from auditdm_jax import channels, collect_probes, step, training
 from auditdm_jax.config import CHANNELS, Probing, TrainConfig
 from auditdm_jax.state import AuditState
 from auditdm_jax.studio import Studio
@@ -31,7 +31,7 @@ class Config:
     steps: int = 10
 
 
-def timed(spent: Counter[str], name: str, function: Callable) -> Callable:
+def timed(spent: dict[str, float], name: str, function: Callable) -> Callable:
     """The function, its time counted under a name; what is called within it is not counted twice."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -43,20 +43,19 @@ def timed(spent: Counter[str], name: str, function: Callable) -> Callable:
     return call
 
 
-def prepared(run: TrainConfig, studio: Studio, spent: Counter[str]) -> tuple[Callable, AuditState, training.Source]:
+def prepared(run: TrainConfig, studio: Studio, spent: dict[str, float]) -> tuple[Callable, AuditState, training.Source]:
     """A run's step, its first state, and its images; the time of the models and the renderer is counted in `spent`."""
     players = training.load_players(run)
     studio.check_size(training.input_size(players))
     settings = training.step_settings(run)
     cast = training.cast_of(players, channels.instructions_of(run))
     prober = channels.Prober.of_run(run, players.auditor, cast.auditor.prompts, run.grpo.temperature, studio)
-    channels.ask = timed(spent, "models", channels.ask)
-    collect_probes.judged_compiled = timed(spent, "models", collect_probes.judged_compiled)
-    step.update = timed(spent, "models", step.update)
-    if studio.editor:
-        studio.editor.edit = timed(spent, "renderer", studio.editor.edit)
-    if studio.generator:
-        studio.generator.generate = timed(spent, "renderer", studio.generator.generate)
+    vars(prober)["compiled"] = tuple(timed(spent, "models", function) for function in prober.compiled)
+    watched: list[tuple[str, Any, str]] = [("models", collect_probes, "judged_compiled"), ("models", step, "update")]
+    watched += [("renderer", studio.editor, "edit")] if studio.editor else []
+    watched += [("renderer", studio.generator, "generate")] if studio.generator else []
+    for name, owner, function in watched:
+        setattr(owner, function, timed(spent, name, getattr(owner, function)))
     state = training.initial_state(run, players, settings.optimizer)
     source = training.open_source(run, training.input_size(players), "train")
     return step.make_step(cast, settings, prober=prober), state, source
@@ -64,9 +63,10 @@ def prepared(run: TrainConfig, studio: Studio, spent: Counter[str]) -> tuple[Cal
 
 def main(config: Config) -> None:
     alike = Probing(channels=CHANNELS, channel_weights=(1, 1, 1), new_images_every=1, old_questions=0.5)
-    run = TrainConfig(probing=alike)
-    spent: Counter[str] = Counter()
-    one_step, state, source = prepared(run, Studio.load(run.probing), spent)
+    run, studio = TrainConfig(probing=alike), Studio.load(alike)
+    assert studio
+    spent = defaultdict[str, float](float)
+    one_step, state, source = prepared(run, studio, spent)
     for _ in range(config.warmup):
         state, _, _ = one_step(state, next(source)["image"])
     spent.clear()
@@ -75,9 +75,9 @@ def main(config: Config) -> None:
         state, metrics, _ = one_step(state, next(source)["image"])
     jax.block_until_ready(metrics)
     total = time.perf_counter() - started
-    spent["everything else"] = total - spent.total()
+    spent["everything else"] = total - sum(spent.values())
     print(f"{total / config.steps:.2f} s a step of {run.images_per_step} images x {run.grpo.num_generations}")
-    for name, seconds in spent.most_common():
+    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"{name:<16} {seconds / config.steps:6.3f} s  {seconds / total:6.1%}")
 
 

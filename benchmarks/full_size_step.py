@@ -10,7 +10,7 @@ are asked about the new images. These show nothing of what was commanded; their 
 
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ def main(config: Config) -> None:
     )
     editor = Renderer(pipeline, run.probing.render, device)
     editor.progress = False
-    spent: Counter[str] = Counter()
+    spent = defaultdict[str, float](float)
     one_step, state, source = prepared(run, Studio(editor, None), spent)
     for _ in range(config.warmup):
         state, _, _ = one_step(state, next(source)["image"])
@@ -143,11 +143,11 @@ def main(config: Config) -> None:
         faults.update({fault: int(metrics[f"edit/{fault}"]) for fault in (*channels.FAULTS, "not_a_number")})
     jax.block_until_ready(state.trained)
     total = time.perf_counter() - started
-    spent["everything else"] = total - spent.total()
+    spent["everything else"] = total - sum(spent.values())
     new = config.steps * config.images * config.generations - editor.counts["empty prompt"]
     print(f"{total / config.steps:.2f} s a step of {config.images} images x {config.generations}, edited at", end=" ")
     print(f"{config.size}x{config.size} in {config.denoising} denoising steps")
-    for name, seconds in spent.most_common():
+    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"{name:<16} {seconds / config.steps:7.3f} s  {seconds / total:6.1%}")
     print(f"{spent['renderer'] / max(new, 1):.3f} s an edited image")
     print(f"of {new} new images: {', '.join(f'{count} {fault}' for fault, count in faults.items())}")

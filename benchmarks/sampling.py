@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
@@ -52,15 +53,15 @@ def measure(size: str, repeats: int) -> None:
     pixels = np.random.default_rng(0).normal(size=(PROMPTS, 3, config.vision.image_size, config.vision.image_size))
     pixels = pixels.astype(np.float32)
     never_ends = replace(config, eos_token_ids=(config.text.vocab_size - 1,))
-    prompt = Prompt(np.repeat(ids, PROMPTS, 0), np.ones((PROMPTS, ids.shape[1]), bool))
+    batch = np.repeat(ids, PROMPTS, axis=0)
+    prompt = Prompt(jnp.asarray(batch), jnp.ones(batch.shape, bool))
 
     @jax.jit
     def run(params, key):
-        features = encode_images(params, config, pixels)
+        features = encode_images(params, config, jnp.asarray(pixels))
         settings = dict(num_generations=COMPLETIONS, max_new_tokens=TOKENS, temperature=1.0)
         return sample(params, never_ends, prompt, features, key, **settings).ids
 
-    batch = np.repeat(ids, PROMPTS, axis=0)
     inputs = dict(
         input_ids=torch.tensor(batch),
         attention_mask=torch.ones(batch.shape, dtype=torch.long),
@@ -78,7 +79,8 @@ def measure(size: str, repeats: int) -> None:
                                  max_new_tokens=TOKENS, min_new_tokens=TOKENS)  # fmt: skip
         assert done.cpu().shape == (PROMPTS * COMPLETIONS, batch.shape[1] + TOKENS)  # waits for the GPU
 
-    ours(), theirs()  # compilation and warm-up
+    for function in (ours, theirs):
+        function()  # compilation and warm-up
     seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
     for _ in range(repeats):
         for name, function in (("ours", ours), ("transformers", theirs)):

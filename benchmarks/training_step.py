@@ -59,7 +59,7 @@ def our_steps(vlm: VLM, images: np.ndarray):
     settings = step_settings(TrainConfig(grpo=grpo, max_question_tokens=TOKENS))
     # No sampled token ends a completion: all 16 are always made, as TRL is told to.
     config = replace(vlm.config, eos_token_ids=(vlm.config.pad_token_id,))
-    prompt = prompt_rows(instruction_prompts(vlm, [QUESTION_INSTRUCTION]), np.zeros(IMAGES, np.int32))
+    prompt = prompt_rows(instruction_prompts(vlm, [QUESTION_INSTRUCTION]), jnp.zeros(IMAGES, jnp.int32))
     frozen = Frozen(vlm.params, None, ())
     rewards = jnp.asarray(free_reward(range(IMAGES * COMPLETIONS))).reshape(IMAGES, COMPLETIONS)
 

@@ -103,7 +103,7 @@ def test_what_is_refused_is_planted_again_with_twice_the_updates(tmp_path, monke
     assert (tried, key["steps"]) == ([400, 800], 800)
     assert "after 400 updates it failed" in capsys.readouterr().out
     monkeypatch.setattr(module, "refusal", lambda *_: "it failed")
-    with pytest.raises(UserError, match=r"it failed; raise --steps or take another --seed"):
+    with pytest.raises(UserError, match=r"after 3 updates it failed; raise --steps or take another --seed"):
         plant(PlantConfig("clock", out=str(tmp_path / "y"), base=base, steps=3, test_questions=100))
     assert tried[2:] == [3]
 
