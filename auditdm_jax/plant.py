@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 import tyro
 
+import auditdm_jax.cli  # noqa: F401 - sets what JAX reads when it is imported
+
+# isort: split
 from auditdm_jax.config import RectifyConfig
 from auditdm_jax.errors import UserError, at_least_one, check_seed, one_line, run_cli
 from auditdm_jax.files import atomic_folder, write_json
