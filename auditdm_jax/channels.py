@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, UInt8, UInt32
 from auditdm_jax.checks import Faults
 from auditdm_jax.choice import Choice
 from auditdm_jax.config import Probing, TrainConfig
-from auditdm_jax.layout import QUESTION, Layout, layout
+from auditdm_jax.layout import QUESTION, Layout, layout, probes_of
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import texts_of
@@ -283,10 +283,10 @@ class Prober:
         old, new = np.flatnonzero(shared_out.old), np.flatnonzero(shared_out.new())
         if len(old):
             asks = self._ask(base, self.question_prompt(len(old)), images[old], keys[0], 1, tokens)
-            rows = old[:, None] * generations + np.arange(generations)
+            rows = probes_of(old, generations).reshape(-1, generations)
             asked = jax.tree.map(lambda all_, some: all_.at[rows].set(some[:, None]), asked, asks)
         if len(new):
-            rows = (new[:, None] * generations + np.arange(generations)).reshape(-1)
+            rows = probes_of(new, generations)
             given = params, self.question_prompt(len(rows)), probed[rows], keys[1]
             if self.choice is None:
                 asks = self._ask(*given, 1, tokens)

@@ -29,7 +29,7 @@ class Layout:
 
     def probes(self, name: str, generations: int) -> np.ndarray:
         """int [n * G]: of the N = B * G probes those of a channel."""
-        return (self.through(name)[:, None] * generations + np.arange(generations)).reshape(-1)
+        return probes_of(self.through(name), generations)
 
     def asks(self) -> np.ndarray:
         """bool [B]: the images that are asked about as they are."""
@@ -53,6 +53,11 @@ class Layout:
             np.where(np.repeat(self.asks(), generations), first // generations * generations, first),
             return_inverse=True,
         )
+
+
+def probes_of(images: Int[np.ndarray, "n"], generations: int) -> Int[np.ndarray, "N"]:
+    """The probes of some images, by their numbers."""
+    return (images[:, None] * generations + np.arange(generations)).reshape(-1)
 
 
 @cache

@@ -118,8 +118,7 @@ def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None
     """The answer key of a target, which is planted if it is not there; None where no planting took."""
     if (place / KEY).exists():
         return read_json(place / KEY)
-    first, longer = PlantConfig(planting).updates()
-    for steps in (first, longer):
+    for steps in PlantConfig(planting).updates():
         for lessons in range(seed, seed + 1000 * TRIES, 1000):
             try:
                 return plant(PlantConfig(planting, config.strength, lessons, str(place), steps=steps))
