@@ -32,10 +32,12 @@ Answer = Callable[[Images, Sequence[str]], list[str]]
 
 
 class Asking(NamedTuple):
-    """asked: one question for each image of a batch, the image's id apart; images: what they are asked of."""
+    """asked: one question for each image of a batch, the image's id apart; images: what they are asked of; learn: to be
+    told, before the next batch, which of the questions showed a claimed failure."""
 
     asked: list[Asked]
     images: Images
+    learn: Callable[[Sequence[bool]], None] = lambda claimed: None
 
 
 Ask = Callable[[Images, Array], Asking]
@@ -79,7 +81,12 @@ def make_ask(
             written = "" if channel == "question" else probes.texts[i]
             fault = next((name for name, each in faults.items() if each[i]), "")
             asked.append(Asked("", question, not overlong[i], channel, written, shared_out.old[i], fault))
-        return Asking(asked, np.asarray(probes.images))
+
+        def learn(claimed: Sequence[bool]) -> None:
+            if choice is not None:
+                choice.learn(np.array(claimed)[shared_out.asks()])
+
+        return Asking(asked, np.asarray(probes.images), learn)
 
     return ask_batch
 

@@ -111,6 +111,7 @@ def question_batch(
             asking.asked, batch["image_id"], answers, scenes, unread, strict=True
         )
     ]
+    asking.learn([row.claimed for row in rows])
     return asking, rows
 
 

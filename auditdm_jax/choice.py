@@ -1,8 +1,8 @@
 """[host] Which of several candidates an audit asks: the one that the critic finds likeliest to show a failure.
 
 Of every image some candidates are drawn as the auditor likes, and one begins with each topic. The topics that cost
-least take the images where they do, until the critic expects their share of failures of them, and more where that costs
-little.
+least take the images where they do, until they have brought their share of failures, and more where that costs little.
+What came of the batches before tells how many are still to come, and how far the critic's chances hold.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,15 @@ failed; of the 60 whose middle one it gave least, 0.26, 0.08 did."""
 WORTH = 0.3
 """A topic is asked of an image where it is this likely to show a failure, beside the best of what else could be
 asked."""
-COST = 0.032
+DOUBT = 8
+"""So many failures of a topic must have been expected, until what came of them counts for half of what the critic says:
+of the likeliest it says 0.1 to 0.2 too much."""
+COST = 0.021
 """The cheapest topics are asked, as long as all together cost this share of the failures that are expected without any:
 what shows seldom is found, too, and no auditor spends more on it than another."""
-CHEAP = 0.78
+CHEAP = 0.75
 """And here it costs little: of topics, of which the critic has seen few questions, it expects too little rather."""
-VARIETY = 0.35
+VARIETY = 0.4
 """A topic that is cheap is asked this often at least, as a share of what it would have were all kinds asked alike."""
 
 
@@ -59,11 +62,19 @@ NONE = Costs()
 @dataclass(eq=False)
 class Choice:
     """A guide, and its K topics in the auditor's tokens (None: it has none). costs: of all batches before, lest other
-    topics be too dear in each: a few questions with each of several find too little of any."""
+    topics be too dear in each: a few questions with each of several find too little of any. images: in these batches.
+    """
 
     guide: Guide
     topics: Topics | None
     costs: Costs = NONE
+    images: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Failures that the critic expected of what was asked with each topic, and those that came.
+        self.expected, self.found = np.zeros((2, len(self.guide.topics)))
+        # Of the images picked for last the topic, -1 is none, and the chance of each.
+        self._given, self._chance = np.zeros(0, int), np.zeros((0, len(self.guide.topics)))
 
     def begun(self, asks: Bool[np.ndarray, "B"], length: int) -> Begun | None:
         """What the J + K candidates of each image must begin with, of a question's length: the last K with a topic, of
@@ -92,16 +103,28 @@ class Choice:
         beside = 1 / (1 + np.exp(-MIDDLE * np.median(odds, axis=1) - LIKELIEST * odds.max(1)))
         if topical.shape[1]:
             rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
-            images = asks.sum() / self.guide.asked
-            given, quota = np.full(len(asks), -1), self.guide.share * images / topics
-            given[asks], self.costs = share_out(rng, quota, topical[asks], beside[asks], self.costs, self.guide.asked)
+            images, each = asks.sum() / self.guide.asked, self.guide.share / topics
+            self.images += images
+            owed = np.maximum(each * self.images - self.found, 0)
+            chance = np.minimum(topical[asks] * (self.found + DOUBT) / (self.expected + DOUBT), 1)
+            given, seen = np.full(len(asks), -1), (self.costs, self.guide.asked)
+            given[asks], self.costs = share_out(rng, each * images, owed, chance, beside[asks], *seen)
+            self._given, self._chance = given, topical
             chosen = np.where(given < 0, chosen, count + given)
         return jax.tree.map(lambda x: jnp.take_along_axis(x, chosen[:, None, None], axis=1), written)
+
+    def learn(self, claimed: Bool[np.ndarray, "B"]) -> None:
+        """Which of the questions that were picked last, of the images that may have a topic, are claimed failures."""
+        asked = np.flatnonzero(self._given >= 0)
+        topic = self._given[asked]
+        np.add.at(self.expected, topic, self._chance[asked, topic])
+        np.add.at(self.found, topic, claimed[asked])
 
 
 def share_out(
     rng: np.random.Generator,
     quota: float,
+    owed: Float[np.ndarray, "K"],
     chance: Float[np.ndarray, "N K"],
     beside: Float[np.ndarray, "N"],
     costs: Costs = NONE,
@@ -109,12 +132,12 @@ def share_out(
 ) -> tuple[Int[np.ndarray, "N"], Costs]:
     """A topic for some of N images, -1 for the others; and the costs, these images among them.
 
-    Of each topic as many as are expected to bring `quota` failures, on average over draws, where its chance is greatest
-    beside the best of the image's others, `beside` (without a topic) or another topic's, and nowhere if that is below
-    `WORTH`; but of the topics for which that costs least alone, in these images and those before, as many as together
-    cost `COST` of the failures without a topic; these images are the share `asked` of those that have any.
-    Where a topic is `CHEAP`, `VARIETY` times as many at least as if topics and questions without one were asked alike.
-    The topic that is worth least chooses first.
+    Of each topic as many as are expected to bring the failures that are `owed`, on average over draws, where its chance
+    is greatest beside the best of the image's others, `beside` (without a topic) or another topic's, and nowhere if
+    that is below `WORTH`; but of the topics for which `quota` failures cost least alone, in these images and those
+    before, as many as together cost `COST` of the failures without a topic; these images are the share `asked` of those
+    that have any. Where a topic is `CHEAP`, `VARIETY` times as many at least as if topics and questions without one
+    were asked alike. The topic that is worth least chooses first.
     """
     second, first = np.sort(np.column_stack([beside, chance]), axis=1)[:, -2:].T
     other = np.where(chance == first[:, None], second[:, None], first[:, None])
@@ -137,7 +160,7 @@ def share_out(
     for topic in affordable[np.argsort(worth.max(0, initial=0.0)[affordable], kind="stable")]:
         left, before = best(topic)
         # Whole images until the quota is reached; the one that crosses it with the chance that makes up for the rest.
-        takes = rng.random() * chance[left, topic] < quota - before
+        takes = rng.random() * chance[left, topic] < owed[topic] - before
         takes |= (worth[left, topic] >= CHEAP) & (np.arange(len(left)) < enough)
         chosen[left[takes]] = topic
     return chosen, costs

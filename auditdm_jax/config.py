@@ -235,10 +235,10 @@ class AuditConfig(RunPaths):
     candidates: int = 8
     """Questions that the run's auditor draws of an image: the one is asked that its critic finds likeliest to show a
     failure. 1: as drawn. The auditor before training has no critic."""
-    topic_share: float = 0.13
-    """Failures that questions with a topic are expected to bring, each topic as many, as a share of the audit's images
+    topic_share: float = 0.08
+    """Claimed failures that questions with a topic are to bring, each topic as many, as a share of the audit's images
     (of a run that has topics, see reward.topic-share). Topics are asked where the critic finds them worth it, the
-    cheapest first, as long as they cost 3 % of the failures, and where they cost little."""
+    cheapest first, as long as they cost 2 % of the failures, and where they cost little."""
     batch_size: int = 256
     """Images that go through a model at once; the auditor writes the candidates of all of them at once."""
 

@@ -46,6 +46,11 @@ def test_the_trained_auditor_is_guided_and_the_other_is_not(zoo):
     assert all(asked.question.startswith(settings.topics) for asked in told.asked)
     assert not any(asked.question.startswith(settings.topics) for asked in untold.asked)
     np.testing.assert_array_equal(told.images, images)
+    # One topic took them all. As nothing comes of that, the other is asked.
+    assert all(asked.question.startswith("how many") for asked in told.asked)
+    told.learn([False] * 4)
+    again = panel.auditor(images, jax.random.key(1)).asked
+    assert all(asked.question.startswith("is there any") for asked in again)
     questions = [asked.question for asked in told.asked]
     assert [len(answer(images, questions)) for answer in (panel.target, *panel.references, panel.verifier)] == [4] * 3
     assert size == 64

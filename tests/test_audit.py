@@ -75,6 +75,14 @@ def test_audit_finds_what_the_answerers_get_wrong():
     assert set(found.pngs) == {row.image_id for row in found.rows if row.consensus}
 
 
+def test_who_asks_is_told_what_came_of_it():
+    heard, whole = [], panel(12)
+    told = lambda images, key: whole.auditor(images, key)._replace(learn=heard.append)  # noqa: E731
+    found = audit(whole._replace(auditor=told), open_unseen((), (), 64, 4, seed=0), 8, 1, agreement=1.0, seed=0)
+    assert heard == [[row.claimed for row in rows] for rows in (found.rows[:4], found.rows[4:])]
+    assert heard[0] == [True, True, True, False]
+
+
 def test_both_auditors_draw_with_the_same_key_and_batches_with_others():
     keys = {"trained": [], "before": []}
 
@@ -161,7 +169,7 @@ def test_who_guides_an_audit(finished_run, monkeypatch):
     config = AuditConfig(name="r", out=str(finished_run.parent), questions=8, batch_size=8)
     main(config)
     assert (given[-1].candidates, given[-1].critic.shape) == (8, (1, 9))
-    assert (given[-1].topics, given[-1].share, given[-1].asked) == (BEGINNINGS, 0.13, 1)
+    assert (given[-1].topics, given[-1].share, given[-1].asked) == (BEGINNINGS, 0.08, 1)
     main(replace(config, topic_share=0))
     assert given[-1].topics == ()
     main(replace(config, auditor="another"))

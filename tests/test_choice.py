@@ -1,4 +1,4 @@
-"""choice.py: the likeliest candidate, topics where they are worth it, and as many as were asked for."""
+"""choice.py: the likeliest candidate, topics where they are worth it, and as many as bring what they are to bring."""
 
 from unittest import mock
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auditdm_jax import choice as choice_module
-from auditdm_jax.choice import CHEAP, VARIETY, WORTH, Choice, Guide, share_out
+from auditdm_jax.choice import CHEAP, DOUBT, VARIETY, WORTH, Choice, Guide, share_out
 from auditdm_jax.sampling import Completions
 from auditdm_jax.topics import Topics
 
@@ -61,10 +61,10 @@ def test_a_topic_is_asked_where_it_is_worth_it(at_any_cost):
 def test_topics_are_asked_for_images_of_other_channels_too(monkeypatch):
     """Where half of an audit's images are asked about as they are, topics bring twice as many failures of these, and
     may cost twice as much of them."""
-    chance, beside = np.full((300, 1), 0.6), np.full(300, 0.9)
-    for share, topical in ((1.0, 0), (0.5, 50)):  # 30 failures, of which each costs half as much: 0.056 of 270
-        chosen, costs = share_out(np.random.default_rng(0), 30.0, chance, beside, asked=share)
-        assert (float(costs.of[0]), costs.failures) == pytest.approx((15, 270 / share))
+    chance, beside = np.full((300, 1), 0.5), np.full(300, 0.75)
+    for share, topical in ((1.0, 0), (0.5, 36)):  # 18 failures, of which each costs half as much: 0.04 of 225
+        chosen, costs = share_out(np.random.default_rng(0), 18.0, np.array([18.0]), chance, beside, asked=share)
+        assert (float(costs.of[0]), costs.failures) == pytest.approx((9, 225 / share))
         assert (chosen == 0).sum() == topical
     monkeypatch.setattr(choice_module, "COST", np.inf)
     for share, topical in ((1.0, 1), (0.5, 2)):  # of each topic 0.2 failures an image
@@ -83,7 +83,7 @@ def test_a_topic_costs_what_the_best_other_would_bring(at_any_cost):
     """Both topics fail more often than what is asked without one, but of the second image one four times the other."""
     chance = np.array([[0.5, 0.9], [0.22, 0.9], [0.5, 0.3]])
     rng = np.random.default_rng(0)
-    assert share_out(rng, 9.0, chance, np.full(3, 0.2))[0].tolist() == [0, 1, 0]
+    assert share_out(rng, 9.0, np.full(2, 9.0), chance, np.full(3, 0.2))[0].tolist() == [0, 1, 0]
 
 
 def test_a_topic_has_a_head_of_its_own(at_any_cost):
@@ -109,7 +109,7 @@ def test_topics_go_where_they_are_worth_most(images, topics, quota, seed):
     rng = np.random.default_rng(seed)
     chance, beside = rng.uniform(0.01, 1, (images, topics)), rng.uniform(0.01, 1, images)
     with mock.patch.object(choice_module, "COST", np.inf):
-        chosen, _ = share_out(rng, quota, chance, beside)
+        chosen, _ = share_out(rng, quota, np.full(topics, quota), chance, beside)
     worth = np.empty_like(chance)
     for topic in range(topics):
         worth[:, topic] = chance[:, topic] / np.maximum(beside, np.delete(chance, topic, axis=1).max(1, initial=0))
@@ -127,41 +127,79 @@ def test_topics_go_where_they_are_worth_most(images, topics, quota, seed):
 def test_a_topic_that_costs_little_has_a_share_of_what_all_would_have_alike():
     rng = np.random.default_rng(0)
     chance = np.full((120, 2), [0.9 * CHEAP + 0.001, 0.9 * CHEAP - 0.001])
-    chosen, _ = share_out(rng, 0.0, chance, np.full(120, 0.9))
+    chosen, _ = share_out(rng, 0.0, np.zeros(2), chance, np.full(120, 0.9))
     assert np.bincount(chosen + 1).tolist() == [120 - (of_one := round(VARIETY * 40)), of_one]  # alike: 40 of each
 
 
 def test_the_cheapest_topics_are_asked_as_long_as_they_cost_little():
-    """A quota of 4.5 failures takes 5 images of 0.9, 6 of 0.8, 8 of 0.6, 15 of 0.3; of 100 images 3 may be lost."""
+    """Three failures take 4 images of 0.9 or 0.85 or 0.8, 5 of 0.6, 10 of 0.3; of 100 images 2 may be lost."""
     rng, beside = np.random.default_rng(0), np.full(100, 0.95)
 
     def asked(*chances: float) -> list[int]:
-        found, _ = share_out(rng, 4.5, np.full((100, len(chances)), chances), beside)
+        owed = np.full(len(chances), 3.0)
+        found, _ = share_out(rng, 3.0, owed, np.full((100, len(chances)), chances), beside)
         return [topic for topic in range(len(chances)) if (found == topic).any()]
 
-    assert asked(0.3) == []  # 15 x 0.65
-    assert asked(0.6) == [0]  # 8 x 0.35 = 2.8
-    assert asked(0.6, 0.9) == [1]  # 5 x 0.05 first: both together would cost 3.05
-    assert asked(0.8, 0.6, 0.9) == [0, 2]  # 6 x 0.15 first
+    assert asked(0.3) == []  # 10 x 0.65
+    assert asked(0.6) == [0]  # 5 x 0.35 = 1.75
+    assert asked(0.6, 0.85) == [1]  # 4 x 0.1 first: both together would cost 2.15
+    assert asked(0.8, 0.6, 0.9) == [0, 2]  # 4 x 0.05 and 4 x 0.15 first
 
 
 def test_the_same_topics_are_dear_in_every_batch():
-    """Of two topics that cost 2.8 and 2.88 failures of 100 images one may be asked; and the same of the next images,
+    """Of two topics that cost 1.75 and 1.8 failures of 100 images one may be asked; and the same of the next images,
     though there it is the dearer one."""
-    rng, beside = np.random.default_rng(0), np.full(100, 0.95)
-    first, costs = share_out(rng, 4.5, np.full((100, 2), [0.6, 0.59]), beside)
+    rng, beside, owed = np.random.default_rng(0), np.full(100, 0.95), np.full(2, 2.9)
+    first, costs = share_out(rng, 2.9, owed, np.full((100, 2), [0.6, 0.59]), beside)
     assert ((first == 0).any(), (first == 1).any(), costs.failures) == (True, False, pytest.approx(95))
-    np.testing.assert_allclose(costs.of, [8 * 0.35, 8 * 0.36])
+    np.testing.assert_allclose(costs.of, [5 * 0.35, 5 * 0.36])
     now = np.full((100, 2), [0.59, 0.6])
-    assert (share_out(rng, 4.5, now, beside)[0] == 1).any()
-    then, costs = share_out(rng, 4.5, now, beside, costs._replace(of=np.array([2.8, 3.08])))
+    assert (share_out(rng, 2.9, owed, now, beside)[0] == 1).any()
+    then, costs = share_out(rng, 2.9, owed, now, beside, costs._replace(of=np.array([1.75, 2.0])))
     assert (then == 0).any()
     assert not (then == 1).any()
+
+
+def test_what_is_owed_is_asked_whatever_a_batch_costs():
+    """Costs are those of a batch's own share, whatever a topic still has to bring: nothing, or three batches' share."""
+    chance, beside = np.full((100, 1), 0.6), np.full(100, 0.95)
+    for owed, asked in ((0.0, 0), (2.4, 4), (9.0, 15)):
+        chosen, costs = share_out(np.random.default_rng(0), 3.0, np.array([owed]), chance, beside)
+        np.testing.assert_allclose(costs.of, [5 * 0.35])
+        assert (chosen == 0).sum() == asked
 
 
 def test_topics_bring_as_many_failures_as_they_should(at_any_cost):
     """On average over draws, however few images there are at a time."""
     rng = np.random.default_rng(0)
-    chance, beside = np.full((10, 2), [0.6, 0.75]), np.ones(10)
-    found = [np.bincount(share_out(rng, 0.6, chance, beside)[0] + 1, minlength=3)[1:] for _ in range(4000)]
-    np.testing.assert_allclose(np.mean(found, 0) * [0.6, 0.75], [0.6, 0.6], atol=0.02)
+    chance, beside = np.full((10, 2), [0.6, 0.7]), np.ones(10)
+    found = [
+        np.bincount(share_out(rng, 0.6, np.full(2, 0.6), chance, beside)[0] + 1, minlength=3)[1:] for _ in range(4000)
+    ]
+    np.testing.assert_allclose(np.mean(found, 0) * [0.6, 0.7], [0.6, 0.6], atol=0.02)
+
+
+def test_what_came_of_questions_is_counted(at_any_cost):
+    """Of three images one failure is to come from the second topic: where all that was asked brings one, none is owed
+    in the next batch but for this batch's share; where it brings none, two are."""
+    rows = [[0.9, 0.9, 0.01, 0.6]] * 3
+    for brings, then in ((True, 2), (False, 3)):
+        some = choice(2, 2 / 3)
+        first = picked(some, rows)
+        assert first.count(3) == 2  # 0.6 and 0.6 of 1, with a chance
+        some.learn(np.array([brings] * 3))
+        np.testing.assert_allclose([some.expected, some.found], [[0, 1.2], [0, 2 * brings]])
+        assert picked(some, rows).count(3) == (0 if brings else then)
+
+
+def test_a_critic_that_expects_too_much_of_a_topic_is_believed_less_and_less(at_any_cost):
+    """0.6 beside 0.956 is worth it; after 15 questions without a failure it is 0.6 x 8 / (8 + 9), which is not."""
+    some, rows = choice(2, 2.0), [[0.9, 0.9, 0.6, 0.01]] * 3
+    for asked in range(0, 30, 3):
+        assert some.expected[0] == pytest.approx(0.6 * asked)
+        worth = 0.6 * DOUBT / (DOUBT + some.expected[0]) / 0.956
+        assert picked(some, rows) == ([2] * 3 if worth >= WORTH else [0] * 3)
+        if worth < WORTH:
+            break
+        some.learn(np.zeros(3, bool))
+    assert asked == 15
