@@ -29,10 +29,10 @@ DOUBT = 8
 """So many failures of a topic must have been expected, until what came of them counts for half of what the critic says:
 of the likeliest it says 0.1 to 0.2 too much."""
 COST = 0.021
-"""The cheapest topics are asked, as long as all together cost this share of the failures that are expected without any:
-what shows seldom is found, too, and no auditor spends more on it than another."""
+"""The cheapest topics are asked, as long as what each is to bring costs together this share of the failures that are
+expected without any: what shows seldom is found, too, and no auditor sets out to spend more on it than another."""
 CHEAP = 0.75
-"""And here it costs little: of topics, of which the critic has seen few questions, it expects too little rather."""
+"""A topic that is worth this much costs little."""
 VARIETY = 0.4
 """A topic that is cheap is asked this often at least, as a share of what it would have were all kinds asked alike."""
 
@@ -119,6 +119,7 @@ class Choice:
         topic = self._given[asked]
         np.add.at(self.expected, topic, self._chance[asked, topic])
         np.add.at(self.found, topic, claimed[asked])
+        self._given = self._given[:0]
 
 
 def share_out(
@@ -159,7 +160,7 @@ def share_out(
     enough = VARIETY * len(chance) / (chance.shape[1] + 1)
     for topic in affordable[np.argsort(worth.max(0, initial=0.0)[affordable], kind="stable")]:
         left, before = best(topic)
-        # Whole images until the quota is reached; the one that crosses it with the chance that makes up for the rest.
+        # Whole images until what is owed is reached; the one that crosses it with a chance that makes up for the rest.
         takes = rng.random() * chance[left, topic] < owed[topic] - before
         takes |= (worth[left, topic] >= CHEAP) & (np.arange(len(left)) < enough)
         chosen[left[takes]] = topic

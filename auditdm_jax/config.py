@@ -240,7 +240,8 @@ class AuditConfig(RunPaths):
     (of a run that has topics, see reward.topic-share). Topics are asked where the critic finds them worth it, the
     cheapest first, as long as they cost 2 % of the failures, and where they cost little."""
     batch_size: int = 256
-    """Images that go through a model at once; the auditor writes the candidates of all of them at once."""
+    """Images that go through a model at once; the auditor writes the candidates of all of them at once. What came of a
+    batch's topics counts when the next batch's are chosen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

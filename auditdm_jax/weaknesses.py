@@ -3,7 +3,9 @@
 Target and references answered the very same questions, so the comparison is paired, as in McNemar's test (1947). Of
 the questions of a type, let b be those that the target gets wrong and a reference right, and c the reverse. A target
 that is no worse than the reference has b ~ Binomial(b + c, at most 1/2), however hard the questions are and whoever
-chose them; what all models find hard, and noise, is in both counts. A type is a weakness if, against each reference,
+chose them; what all models find hard, and noise, is in both counts. The tail is the same where questions are asked
+until b has some value, and an audit asks of a topic until it has brought enough (`choice.py`). A type is a weakness if,
+against each reference,
 
     P(Binomial(b + c, 1/2) >= b) <= ALPHA / K        and        excess = (b - c) / n >= MATERIAL
 

@@ -75,12 +75,16 @@ def test_audit_finds_what_the_answerers_get_wrong():
     assert set(found.pngs) == {row.image_id for row in found.rows if row.consensus}
 
 
-def test_who_asks_is_told_what_came_of_it():
-    heard, whole = [], panel(12)
-    told = lambda images, key: whole.auditor(images, key)._replace(learn=heard.append)  # noqa: E731
+def test_who_asks_is_told_what_came_of_a_batch_before_the_next():
+    said, whole = [], panel(12)
+
+    def told(images, key):
+        said.append("asked")
+        return whole.auditor(images, key)._replace(learn=said.append)
+
     found = audit(whole._replace(auditor=told), open_unseen((), (), 64, 4, seed=0), 8, 1, agreement=1.0, seed=0)
-    assert heard == [[row.claimed for row in rows] for rows in (found.rows[:4], found.rows[4:])]
-    assert heard[0] == [True, True, True, False]
+    assert said == ["asked", [True, True, True, False]] * 2
+    assert [row.claimed for row in found.rows] == said[1] + said[3]
 
 
 def test_both_auditors_draw_with_the_same_key_and_batches_with_others():

@@ -10,6 +10,7 @@ import pytest
 from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import audit, training
+from auditdm_jax.choice import Choice
 from auditdm_jax.collect_probes import judged_compiled
 from auditdm_jax.config import CHANNELS, AuditConfig, Models, Probing, RenderSettings, TrainConfig
 from auditdm_jax.conventions import GRPO
@@ -60,13 +61,18 @@ def test_between_steps_of_new_images_questions_are_asked(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_through_all_channels_audits_and_resumes_exactly(whole, tmp_path):
-    """Two steps at once, or one and, from its checkpoint, another: the same auditor. Its audit has all channels."""
+def test_a_run_through_all_channels_audits_and_resumes_exactly(whole, tmp_path, monkeypatch):
+    """Two steps at once, or one and, from its checkpoint, another: the same auditor. Its audit has all channels, and
+    learns of the questions of each batch, which are two of six."""
     training.train(whole)
     assert_resumes_exactly(whole)
 
+    learned = []
+    monkeypatch.setattr(Choice, "learn", lambda self, claimed: learned.append(claimed.tolist()))
     summary = audit.main(AuditConfig(name="whole", out=str(tmp_path), questions=9, batch_size=6))
     assert {name: part["images"] for name, part in summary["channels"].items()} == dict.fromkeys(CHANNELS, 3)
     assert summary["prompt_only"]["images"] == 9
+    assert [len(claimed) for claimed in learned] == [2, 2]
+    assert sum(learned[0]) + learned[1][0] == summary["channels"]["question"]["claimed"]["count"]
     assert set(summary["files"]) == {"discoveries", "questions", "sensitivity"}
     assert sum(summary["outcomes"].values()) == 9

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from auditdm_jax.choice import DOUBT
 from auditdm_jax.outcomes import Answers, Asked, Examined, examine
 from auditdm_jax.weaknesses import Paired, Weakness, compared, evidence, find, tarone, weaknesses
 
@@ -88,6 +89,23 @@ def test_level_where_some_types_are_hard_for_all():
     rates = (0.02, [hard(name) for name in np.repeat(list(TYPES), list(TYPES.values()))])
     runs = [find(*simulated(rng, TYPES, hard, rates), material=0.0) for _ in range(300)]
     assert sum(map(bool, runs)) <= 0.05 * 300
+
+
+@pytest.mark.parametrize("differ", [0.2, 0.5, 1.0])
+def test_level_where_what_was_found_decides_how_much_is_asked(differ):
+    """Of a type 14.5 failures are to come in eight batches, as `choice` has it; as often the reference is wrong."""
+    rng, p_values = np.random.default_rng(0), []
+    for _ in range(2000):
+        b, c, asked = 0, 0, 0
+        for batch in range(1, 9):
+            chance = min(differ / 2 * (b + DOUBT) / (differ / 2 * asked + DOUBT), 1)
+            now = int(max(14.5 * batch / 8 - b, 0) / chance + rng.random())
+            both = rng.multinomial(now, [differ / 2, differ / 2, 1 - differ])
+            b, c, asked = b + both[0], c + both[1], asked + now
+        test, _ = compared(answers([1] * b + [0] * c, [0] * b + [1] * c), np.ones(b + c, bool))
+        p_values.append(test.p_value)
+    for level in (0.1, 0.05, 0.01):
+        assert np.mean(np.array(p_values) <= level) <= level
 
 
 def test_power_and_the_right_grain():
