@@ -102,16 +102,25 @@ class Choice:
         odds = np.log(odds / (1 - odds))
         beside = 1 / (1 + np.exp(-MIDDLE * np.median(odds, axis=1) - LIKELIEST * odds.max(1)))
         if topical.shape[1]:
-            rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
-            images, each = asks.sum() / self.guide.asked, self.guide.share / topics
-            self.images += images
-            owed = np.maximum(each * self.images - self.found, 0)
-            chance = np.minimum(topical[asks] * (self.found + DOUBT) / (self.expected + DOUBT), 1)
-            given, seen = np.full(len(asks), -1), (self.costs, self.guide.asked)
-            given[asks], self.costs = share_out(rng, each * images, owed, chance, beside[asks], *seen)
-            self._given, self._chance = given, topical
-            chosen = np.where(given < 0, chosen, count + given)
+            self._given, self._chance = self._topics_of(topical, beside, asks, key), topical
+            chosen = np.where(self._given < 0, chosen, count + self._given)
         return jax.tree.map(lambda x: jnp.take_along_axis(x, chosen[:, None, None], axis=1), written)
+
+    def _topics_of(
+        self, chance: Float[np.ndarray, "B K"], beside: Float[np.ndarray, "B"], asks: Bool[np.ndarray, "B"], key: Array
+    ) -> Int[np.ndarray, "B"]:
+        """The topic that each image is asked with, -1 is none. chance: of each topic, by the critic; beside: of a
+        question without one."""
+        rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
+        images, each = asks.sum() / self.guide.asked, self.guide.share / len(self.guide.topics)
+        self.images += images
+        owed = np.maximum(each * self.images - self.found, 0)
+        likely = np.minimum(chance[asks] * (self.found + DOUBT) / (self.expected + DOUBT), 1)
+        given = np.full(len(asks), -1)
+        given[asks], self.costs = share_out(
+            rng, each * images, owed, likely, beside[asks], self.costs, self.guide.asked
+        )
+        return given
 
     def learn(self, claimed: Bool[np.ndarray, "B"]) -> None:
         """Which of the questions that were picked last, of the images that may have a topic, are claimed failures."""

@@ -61,6 +61,13 @@ def prepared(run: TrainConfig, studio: Studio, spent: dict[str, float]) -> tuple
     return step.make_step(cast, settings, prober=prober), state, source
 
 
+def print_shares(spent: dict[str, float], total: float, steps: int) -> None:
+    """Where the seconds of some steps went, a line for each name and one for the rest, most first."""
+    rest = {"everything else": total - sum(spent.values())}
+    for name, seconds in sorted((spent | rest).items(), key=lambda item: -item[1]):
+        print(f"{name:<16} {seconds / steps:7.3f} s  {seconds / total:6.1%}")
+
+
 def main(config: Config) -> None:
     alike = Probing(channels=CHANNELS, channel_weights=(1, 1, 1), new_images_every=1, old_questions=0.5)
     run, studio = TrainConfig(probing=alike), Studio.load(alike)
@@ -75,10 +82,8 @@ def main(config: Config) -> None:
         state, metrics, _ = one_step(state, next(source)["image"])
     jax.block_until_ready(metrics)
     total = time.perf_counter() - started
-    spent["everything else"] = total - sum(spent.values())
     print(f"{total / config.steps:.2f} s a step of {run.images_per_step} images x {run.grpo.num_generations}")
-    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
-        print(f"{name:<16} {seconds / config.steps:6.3f} s  {seconds / total:6.1%}")
+    print_shares(spent, total, config.steps)
 
 
 if __name__ == "__main__":

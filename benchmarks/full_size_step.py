@@ -19,7 +19,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when JAX
 import jax
 import torch
 import tyro
-from counterfactual_step import prepared
+from counterfactual_step import prepared, print_shares
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
@@ -143,12 +143,10 @@ def main(config: Config) -> None:
         faults.update({fault: int(metrics[f"edit/{fault}"]) for fault in (*channels.FAULTS, "not_a_number")})
     jax.block_until_ready(state.trained)
     total = time.perf_counter() - started
-    spent["everything else"] = total - sum(spent.values())
     new = config.steps * config.images * config.generations - editor.counts["empty prompt"]
     print(f"{total / config.steps:.2f} s a step of {config.images} images x {config.generations}, edited at", end=" ")
     print(f"{config.size}x{config.size} in {config.denoising} denoising steps")
-    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
-        print(f"{name:<16} {seconds / config.steps:7.3f} s  {seconds / total:6.1%}")
+    print_shares(spent, total, config.steps)
     print(f"{spent['renderer'] / max(new, 1):.3f} s an edited image")
     print(f"of {new} new images: {', '.join(f'{count} {fault}' for fault, count in faults.items())}")
     if gpu:
