@@ -104,14 +104,8 @@ def collect(
     flaws = {"question_empty": empty, "question_overlong": overlong}
     asked = (questions.ids, words)
     outcome = examine(frozen, cast, images, asked, flaws, settings.reward, settings.max_answer_tokens, translate)
-    rewards, archive = diversified(
-        outcome, questions.ids, questions.mask, trained.archive, settings.reward, settings.floor(trained.step)
-    )
-    heads = heads_of(cast, channels, drawn, outcome)
-    memory, learned = remembered(trained, archive, drawn, questions, heads, outcome)
-    metrics = asked_metrics(outcome, rewards, questions) | foreseen(trained, questions, heads, outcome)
-    record = {"question_ids": questions.ids, "question_mask": questions.mask, "reward": rewards}
-    record |= recorded(outcome, questions)
+    rewards, learned, memory, metrics, record = earned(trained, cast, settings, channels, drawn, questions, outcome)
+    record |= {"question_ids": questions.ids, "question_mask": questions.mask}
     batch = Batch(images, prompt, questions, learned, None, rewards, ~zero_signal(outcome.reward))
     return batch, memory, metrics, record
 
@@ -137,51 +131,43 @@ def drawn_topics(
     return Drawn(topic, topics.begun(topic, settings.max_question_tokens))
 
 
-def remembered(
+def earned(
     trained: Trained,
-    archive: Float[Array, "A"],
+    cast: Cast,
+    settings: StepSettings,
+    channels: Int[Array, "B"],
     drawn: Drawn | None,
     written: Completions,
-    heads: Int[Array, "B G"],
     outcome: Outcome,
-) -> tuple[Memory, Bool[Array, "B G T"]]:
-    """The new memory, and the tokens that the loss is over: all, but for beginnings that earned nothing."""
+) -> tuple[Float[Array, "B G"], Bool[Array, "B G T"], Memory, dict[str, Array], dict[str, Array]]:
+    """What came of what was written: its rewards, the tokens that the loss is over (all, but for beginnings that earned
+    nothing), the new memory, metrics, and the record."""
+    given = trained.archive, settings.reward, settings.floor(trained.step)
+    rewards, archive = diversified(outcome, written.ids, written.mask, *given)
+    # Of the critic's heads a topic's sees its questions, a channel's all others.
+    topic = jnp.full(outcome.claimed.shape, -1) if drawn is None else drawn.topic
+    heads = head_of(channels, topic, len(cast.auditor.prompts.input_ids))
     memory = {"archive": archive, "critic": taught(trained.critic, written.ends, heads, outcome.claimed)}
-    if drawn is None:
-        return memory, written.mask
-    begun = drawn.begun.mask
-    begun = jnp.pad(begun, ((0, 0), (0, 0), (0, written.mask.shape[-1] - begun.shape[-1])))
-    memory["topics"] = counted(trained.topics, drawn.topic, outcome.claimed)
-    return memory, written.mask & ~unpaid(begun, outcome.reward)
+    learned = written.mask
+    if drawn is not None:
+        memory["topics"] = counted(trained.topics, drawn.topic, outcome.claimed)
+        begun = drawn.begun.mask
+        begun = jnp.pad(begun, ((0, 0), (0, 0), (0, learned.shape[-1] - begun.shape[-1])))
+        learned &= ~unpaid(begun, outcome.reward)
 
-
-def asked_metrics(outcome: Outcome, rewards: Float[Array, "B G"], written: Completions) -> dict[str, Array]:
-    """How the questions of a batch came out, and what they earned."""
-    expected = expected_zero_signal(outcome.claimed.mean(), rewards.shape[1])
-    shares = {name: value.mean() for name, value in vars(outcome).items() if value.dtype == bool and name != "valid"}
-    metrics = {f"outcome/{name}": share for name, share in shares.items()}
+    share = outcome.claimed.mean()
+    flags = {name: value for name, value in vars(outcome).items() if value.dtype == bool and name != "valid"}
+    metrics = {f"outcome/{name}": value.mean() for name, value in flags.items()}
     metrics |= {"reward/mean": rewards.mean(), "reward/before_diversity": outcome.reward.mean()}
     metrics |= {"reward/groups_without_signal": zero_signal(outcome.reward).mean()}
-    metrics |= {"reward/groups_without_signal_expected": expected}
-    return metrics | {"question/tokens": written.mask.sum(-1).mean()}
-
-
-def heads_of(cast: Cast, channels: Int[Array, "B"], drawn: Drawn | None, outcome: Outcome) -> Int[Array, "B G"]:
-    """Which of the critic's heads sees each completion: its topic's, else its channel's."""
-    topic = jnp.full(outcome.claimed.shape, -1) if drawn is None else drawn.topic
-    return head_of(channels, topic, len(cast.auditor.prompts.input_ids))
-
-
-def foreseen(trained: Trained, written: Completions, heads: Int[Array, "B G"], outcome: Outcome) -> dict[str, Array]:
-    """How well the critic knew, before it was taught them, which questions would be claimed: its mean squared error,
-    and that of who knows their share alone."""
+    metrics |= {"reward/groups_without_signal_expected": expected_zero_signal(share, rewards.shape[1])}
+    # How well the critic knew what would be claimed, before it was taught that; and who knows the share alone.
     error = jnp.square(chances(trained.critic.weights, written.ends, heads) - outcome.claimed).mean()
-    return {"critic/error": error, "critic/error_of_share": outcome.claimed.mean() * (1 - outcome.claimed.mean())}
-
-
-def recorded(outcome: Outcome, written: Completions) -> dict[str, Array]:
+    metrics |= {"critic/error": error, "critic/error_of_share": share * (1 - share)}
+    metrics |= {"question/tokens": written.mask.sum(-1).mean()}
     record = {name: getattr(outcome, name) for name in ("claimed", "target_id", "consensus_id")}
-    return record | {"written_ids": written.ids, "written_mask": written.mask}
+    record |= {"reward": rewards, "written_ids": written.ids, "written_mask": written.mask}
+    return rewards, learned, memory, metrics, record
 
 
 def auditor_params(trainable: Params, base: Params) -> Params:

@@ -16,18 +16,13 @@ from auditdm_jax.collect import (
     FollowUps,
     Memory,
     StepSettings,
-    asked_metrics,
     auditor_params,
     drawn_topics,
-    foreseen,
-    heads_of,
-    recorded,
-    remembered,
+    earned,
 )
 from auditdm_jax.config import CHANNELS
 from auditdm_jax.layout import QUESTION, Layout, layout
 from auditdm_jax.policy_gradient import zero_signal
-from auditdm_jax.reward import diversified
 from auditdm_jax.rollout import prompt_rows, words_of
 from auditdm_jax.state import Cast, Frozen, Trained
 
@@ -97,8 +92,6 @@ def judged(
     shape = probes.empty.shape
     flaws = {"question_empty": probes.empty, "question_overlong": probes.overlong, "image_spoiled": probes.spoiled}
     flaws = {name: flaw.reshape(-1, 1) for name, flaw in flaws.items()}
-    # One question for each of the N images.
-    ids, mask = (x.reshape(-1, 1, x.shape[-1]) for x in (probes.written.ids, probes.written.mask))
     words, _, _ = words_of(probes.questions, cast.auditor.config)
     distinct, shown = shared_out.distinct(shape[1])
     outcome = examine(
@@ -112,10 +105,10 @@ def judged(
         translate,
         jnp.asarray(shown),
     )
-    rewards, archive = diversified(outcome, ids, mask, trained.archive, settings.reward, settings.floor(trained.step))
-    outcome, rewards = jax.tree.map(lambda x: x.reshape(shape), (outcome, rewards))
-    heads = heads_of(cast, jnp.asarray(shared_out.channels), drawn, outcome)
-    metrics = asked_metrics(outcome, rewards, probes.written) | foreseen(trained, probes.written, heads, outcome)
+    outcome = jax.tree.map(lambda x: x.reshape(shape), outcome)
+    channels = jnp.asarray(shared_out.channels)
+    parts = earned(trained, cast, settings, channels, drawn, probes.written, outcome)
+    rewards, learned, memory, metrics, record = parts
     for name in CHANNELS:
         rows = shared_out.through(name)
         if len(rows):
@@ -124,10 +117,8 @@ def judged(
         if len(rows) and name != "question":
             metrics |= {f"{name}/{fault}": each.reshape(shape)[rows].sum() for fault, each in probes.faults.items()}
     asked = jax.tree.map(lambda x: x.reshape(*shape, x.shape[-1]), probes.questions)
-    record = {"question_ids": asked.ids, "question_mask": asked.mask, "reward": rewards, "images": probes.images}
-    record |= recorded(outcome, probes.written)
-    memory, learned = remembered(trained, archive, drawn, probes.written, heads, outcome)
-    room = jnp.array(limits)[np.array(shared_out.channels)]
+    record |= {"question_ids": asked.ids, "question_mask": asked.mask, "images": probes.images}
+    room = jnp.array(limits)[channels]
     batch = Batch(images, probes.prompt, probes.written, learned, room, rewards, ~zero_signal(outcome.reward))
     if (new := shared_out.new()).any():
         # Only these: else the update would run all new images through the auditor for nothing. But where `refill`

@@ -24,8 +24,12 @@ if ON_CPU:
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false")
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from tiny_zoo import save_tiny_zoo  # noqa: E402
+
+from auditdm_jax import collect  # noqa: E402
 
 # Compilation inside an example makes its first run slow, not wrong; the same examples on every machine.
 settings.register_profile("repository", deadline=None, derandomize=True)
@@ -42,3 +46,20 @@ def _no_programs_of_other_files():
     """Compiled programs would otherwise stay in memory, gigabytes of them."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+    """Directories of tiny random models by role: auditor, target, a, b."""
+    return save_tiny_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def paying(monkeypatch):
+    """Random models hardly ever agree and earn nothing: here a question earns by its words, so that updates learn."""
+    real = collect.diversified
+
+    def paid(outcome, ids, mask, *rest):
+        return jnp.where(mask, ids, 0).sum(-1) % 5 / 4, real(outcome, ids, mask, *rest)[1]
+
+    monkeypatch.setattr(collect, "diversified", paid)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import ablate as module
 from auditdm_jax import training
@@ -202,9 +201,8 @@ def test_a_mistake_costs_nothing(fake, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_in_the_middle_of_a_run(tmp_path, monkeypatch):
+def test_a_killed_sweep_goes_on_in_the_middle_of_a_run(zoo, tmp_path, monkeypatch):
     """On tiny models, without stand-ins: the result is that of a sweep which was not killed."""
-    zoo = save_tiny_zoo(tmp_path / "zoo")
     names = "\n".join(f'{role} = "{zoo[name]}"' for role, name in (("auditor", "auditor"), ("target", "target")))
     settings = f"""
     seeds = [0, 1]

@@ -53,6 +53,26 @@ def test_each_alarm_speaks_once():
     assert "alarm: 1.00 of what a step's auditor wrote repeats another" in spoken[1][1]
 
 
+@pytest.mark.parametrize(
+    ("metric", "window", "within", "beyond"),
+    [
+        ("heldout/oracle/gap", 4, 0.0199, 0.0201),
+        ("heldout/oracle/reward_unanswerable", 4, 0.099, 0.101),
+        ("heldout/oracle/reward_unparsable", 4, 0.099, 0.101),
+        ("question/duplicates", 20, 0.899, 0.901),
+        ("question/tokens", 20, 1.499, 1.501),
+        ("question/tokens", 20, 0.667, 0.666),
+    ],
+)
+def test_the_bounds_are_those_of_the_readme(metric, window, within, beyond):
+    (alarm,) = (alarm for alarm in ALARMS if alarm.metric == metric)
+    start = [1.0] * window if alarm.relative else []
+    assert after(alarm, start + [within] * window)[-1] is False
+    tripped = after(alarm, start + [beyond] * window)
+    assert tripped[-1] is True
+    assert not any(tripped[:-1])
+
+
 def test_questions_that_repeat_others():
     ids = jnp.array([[[3, 4, 1], [3, 4, 1], [4, 3, 1]], [[3, 4, 1], [3, 1, 7], [3, 1, 9]]])
     mask = jnp.array([[[1, 1, 1]] * 3, [[1, 1, 1], [1, 1, 0], [1, 1, 0]]], bool)

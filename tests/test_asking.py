@@ -5,7 +5,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax.asking import load_panel
 from auditdm_jax.choice import Guide
@@ -14,11 +13,6 @@ from auditdm_jax.errors import UserError
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.dataset import scenes_of
 from auditdm_jax.scenes.zoo_paths import load_model
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    return save_tiny_zoo(tmp_path_factory.mktemp("zoo"))
 
 
 def test_a_reference_that_is_the_target_under_another_name_is_told(zoo, tmp_path, capsys):

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import audit, training
 from auditdm_jax.choice import Choice
@@ -19,9 +18,8 @@ from auditdm_jax.step import update
 
 
 @pytest.fixture
-def whole(tmp_path):
+def whole(zoo, tmp_path):
     """Two steps through all channels: the zoo's auditor and editor, tiny random models beside them."""
-    zoo = save_tiny_zoo(tmp_path / "zoo")
     return TrainConfig(
         name="whole",
         out=str(tmp_path),

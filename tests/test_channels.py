@@ -1,5 +1,6 @@
 """The auditor's channels: who writes what, what is asked of which image, and what earns nothing."""
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -15,8 +16,8 @@ from auditdm_jax.collect_probes import collect_probes, judged_compiled
 from auditdm_jax.compiling import compile_ahead
 from auditdm_jax.config import CHANNELS, Models, Probing, TrainConfig
 from auditdm_jax.conventions import GRPO
-from auditdm_jax.errors import UserError
 from auditdm_jax.layout import layout
+from auditdm_jax.reward import Reward
 from auditdm_jax.rollout import decode, question_logps, words_of
 from auditdm_jax.scenes.dataset import SceneSource, scenes_of
 from auditdm_jax.step import make_step, update
@@ -25,35 +26,6 @@ from auditdm_jax.topics import topics_of
 
 ALL = Probing(CHANNELS, channel_weights=(1, 1, 1), new_images_every=1, old_questions=0.5)
 IMAGES, GENERATIONS = 6, 3
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"channels": ()}, "channels is empty"),
-        ({"channels": ("edit", "edit")}, "edit edit: name each of"),
-        ({"channels": ("edit",), "channel_weights": (1.0, 2.0)}, "2 numbers for 1 channels"),
-        ({"channels": ("edit",), "channel_weights": (0.0,)}, "above 0"),
-        ({"channels": ("edit",), "channel_weights": (float("nan"),)}, "above 0"),
-        ({"old_questions": 1.5}, "from 0 to 1"),
-        ({"channels": ("edit",), "new_images_every": 2}, "needs the channel question"),
-        ({"new_images_every": 2}, "and one that makes new images"),
-        ({"new_images_every": 0}, "new-images-every is 0"),
-        ({"max_command_tokens": 0}, "max-command-tokens is 0"),
-    ],
-)
-def test_clashing_settings_are_one_line(settings, words):
-    with pytest.raises(UserError, match=words):
-        Probing(**settings)
-
-
-def test_who_only_asks_loads_no_pipeline():
-    assert Studio.load(Probing()) is None
-
-
-def test_a_pipeline_that_is_missing_is_one_line():
-    with pytest.raises(UserError, match="no pipeline directory"):
-        Studio.load(Probing(channels=("edit",), editor="./nowhere"))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +57,18 @@ def probes(parts, images):
     _, players, _, prober = parts
     params = players.auditor.params
     return prober(params, params, images, jax.random.key(0), GENERATIONS)
+
+
+def collected(parts, settings, state, images, **changed):
+    """(batch, memory, metrics, record) of a batch through all channels. changed: of the prober."""
+    given = (state.trained, state.frozen, images, jax.random.key(0))
+    return collect_probes(*given, cast=parts[2], settings=settings, translate=None, prober=replace(parts[3], **changed))
+
+
+def graded(parts, settings, state, images):
+    """Such a batch with rewards that differ within every group, so that every group has a gradient."""
+    batch, *_ = collected(parts, settings, state, images)
+    return batch._replace(rewards=jnp.tile(jnp.arange(float(GENERATIONS)), (IMAGES, 1)))
 
 
 def rows_of(channel: str) -> np.ndarray:
@@ -147,16 +131,9 @@ def test_what_did_not_end_is_not_rendered(parts, images):
 
 
 def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, started, images, probes):
-    config, players, cast, prober = parts
+    config, players, _, prober = parts
     settings, state = started
-
-    def collect(studio):
-        return collect_probes(
-            state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
-            prober=replace(prober, studio=studio),
-        )  # fmt: skip
-
-    batch, _, metrics, record = collect(prober.studio)
+    batch, _, metrics, record = collected(parts, settings, state, images)
     np.testing.assert_array_equal(batch.questions.ids, probes.written.ids)
     words, _, _ = words_of(batch.questions, players.auditor.config)
     assert words.shape[-1] == config.probing.max_caption_tokens
@@ -172,11 +149,25 @@ def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, starte
             black = jnp.zeros_like(images)
             return black, prober.studio.render("caption", black, [""] * len(texts), seeds)[1]
 
-    batch, _, metrics, _ = collect(Blank())
+    batch, _, metrics, _ = collected(parts, settings, state, images, studio=Blank())
     changed = np.concatenate([layout(ALL, IMAGES).through(channel) for channel in ("edit", "caption")])
     assert float(np.abs(np.asarray(batch.rewards)[changed]).max()) == 0
     assert metrics["edit/collapsed"] > 0
     assert metrics["outcome/spoiled"] > 0
+
+
+def test_diversity_within_a_group_is_of_all_that_was_written_of_an_image(parts, started, images):
+    """A failure's weight is 1 / (1 + 9 * its answer's share of the failures of its image)."""
+    settings, state = started
+    settings = replace(settings, reward=Reward(scope="group", diversity=9.0, floor=0.0))
+    record = collected(parts, settings, state, images)[3]
+    claimed, answers, rewards = (np.asarray(record[name]) for name in ("claimed", "consensus_id", "reward"))
+    shares = np.ones(claimed.shape)
+    for row, group in enumerate(claimed):
+        failures = Counter(answers[row][group].tolist())
+        shares[row] = [failures[answer] / max(group.sum(), 1) for answer in answers[row].tolist()]
+    assert len(set(shares[claimed].tolist())) > 1
+    np.testing.assert_allclose(rewards, claimed / (1 + 9 * shares), rtol=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["dr_grpo@auditdm", "dapo@trl", "grpo@verl"])
@@ -184,23 +175,15 @@ def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, st
     """They change the gradient, of an empty mask they do not, and their prompts and images are those they were asked
     with: the log-probabilities come out as the sampler had them. Dynamic sampling has all groups in the update, the
     others without a question: the gradient is the same."""
-    _, players, cast, prober = parts
+    _, players, cast, _ = parts
     settings, state = started
     settings = replace(settings, grpo=replace(settings.grpo, preset=preset))
-
-    def collected(settings):
-        batch, _, _, _ = collect_probes(
-            state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
-            prober=prober,
-        )  # fmt: skip
-        # Rewards that differ within every group, so that every group has a gradient.
-        return batch._replace(rewards=jnp.tile(jnp.arange(GENERATIONS, dtype=jnp.float32), (IMAGES, 1)))
 
     def gradient_norm(batch):
         return float(update(state.trained, state.frozen, cast.auditor.config, batch, settings)[1]["grad_norm"])
 
-    batch = collected(settings)
-    everything = collected(replace(settings, grpo=replace(settings.grpo, max_resamples=1)))
+    batch = graded(parts, settings, state, images)
+    everything = graded(parts, replace(settings, grpo=replace(settings.grpo, max_resamples=1)), state, images)
     shared_out = layout(ALL, IMAGES)
     new = (np.array(shared_out.channels) > 0) & ~np.array(shared_out.old)
     assert batch.new.groups.tolist() == np.flatnonzero(new).tolist()
@@ -225,14 +208,10 @@ def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, st
 
 def test_an_update_in_spans_is_the_update(parts, started, images):
     """Questions at their own length, or padded to a caption's: the same loss, and the same gradient."""
-    _, players, cast, prober = parts
+    players = parts[1]
     settings, state = started
     assert [tokens for _, tokens in settings.spans] == [TrainConfig().max_question_tokens, 32]
-    batch, _, _, _ = collect_probes(
-        state.trained, state.frozen, images, jax.random.key(0), cast=cast, settings=settings, translate=None,
-        prober=prober,
-    )  # fmt: skip
-    batch = batch._replace(rewards=jnp.tile(jnp.arange(GENERATIONS, dtype=jnp.float32), (IMAGES, 1)))
+    batch = graded(parts, settings, state, images)
     whole = replace(settings, spans=())
     got, want = (update(state.trained, state.frozen, players.auditor.config, batch, each) for each in (settings, whole))
     np.testing.assert_allclose(got[1]["loss"], want[1]["loss"], rtol=1e-5)

@@ -76,8 +76,13 @@ def test_round_trip_of_every_kind_of_leaf(tmp_path):
 
 
 def test_restored_arrays_lie_where_those_of_the_new_state_lie(tmp_path):
-    state = saved(tmp_path, 1).restore(new_state(0)).state
-    assert state["params"]["bias"].sharding == new_state(0)["params"]["bias"].sharding
+    """Bound to their device, too, where those are: a step that is given others would compile again."""
+    like = new_state(0)
+    like["params"] = jax.device_put(like["params"], jax.devices()[0])
+    params = saved(tmp_path, 1).restore(like).state["params"]
+    for got, want in zip(*map(jax.tree.leaves, (params, like["params"])), strict=True):
+        assert got.sharding == want.sharding
+        assert got.committed is want.committed is True
 
 
 def test_newest_is_restored_and_the_last_few_kept(tmp_path):

@@ -1,5 +1,7 @@
 """The settings, as they are typed."""
 
+from pathlib import Path
+
 import pytest
 import tyro
 
@@ -8,6 +10,7 @@ from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.image_files import find_images
 from auditdm_jax.reward import Reward
+from auditdm_jax.scenes.zoo_paths import ZOO
 
 
 def test_models_are_named_without_a_prefix():
@@ -23,6 +26,16 @@ def test_a_reference_that_is_the_target_is_refused():
         tyro.cli(TrainConfig, args=["--target", "b", "--references", "a", "b"])
 
 
+def test_one_model_under_two_names_is_one_model(zoo, monkeypatch, tmp_path):
+    """A zoo name and its directory, a relative path and an absolute one."""
+    for target, reference in (("target-s", str(ZOO / "target-s")), (zoo["target"], zoo["target"] + "/")):
+        with pytest.raises(UserError, match="contain the target"):
+            Models(target=target, references=(reference,))
+    monkeypatch.chdir(Path(zoo["target"]).parent)
+    with pytest.raises(UserError, match="contain the target"):
+        Models(target="./target", references=(zoo["target"],))
+
+
 @pytest.mark.parametrize(
     ("config", "wrong"),
     [
@@ -32,9 +45,6 @@ def test_a_reference_that_is_the_target_is_refused():
         (GRPO, {"temperature": float("nan")}),
         (GRPO, {"learning_rate": float("nan")}),
         (GRPO, {"max_grad_norm": 0.0}),
-        (GRPO, {"beta": -1.0}),
-        (GRPO, {"epsilon": float("nan")}),
-        (GRPO, {"soft_punish_cache": -3}),
         (GRPO, {"num_generations": 2.5}),
         (GRPO, {"max_resamples": 1.5}),
         (AuditConfig, {"seed": -1}),
@@ -80,6 +90,26 @@ def test_numbers_that_cannot_be_are_named(config, wrong):
 def test_rewards_that_cannot_be_are_named(settings, words):
     with pytest.raises(UserError, match=words):
         Reward(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"channels": ()}, "channels is empty"),
+        ({"channels": ("edit", "edit")}, "edit edit: name each of"),
+        ({"channels": ("edit",), "channel_weights": (1.0, 2.0)}, "2 numbers for 1 channels"),
+        ({"channels": ("edit",), "channel_weights": (0.0,)}, "above 0"),
+        ({"channels": ("edit",), "channel_weights": (float("nan"),)}, "above 0"),
+        ({"old_questions": 1.5}, "from 0 to 1"),
+        ({"channels": ("edit",), "new_images_every": 2}, "needs the channel question"),
+        ({"new_images_every": 2}, "and one that makes new images"),
+        ({"new_images_every": 0}, "new-images-every is 0"),
+        ({"max_command_tokens": 0}, "max-command-tokens is 0"),
+    ],
+)
+def test_channels_that_cannot_be_are_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        Probing(**settings)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradient_batch import MASK, NAN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.policy_gradient import DEFAULT_PRESET, PRESETS, convention_of, policy_gradient_loss
-
-NAN = float("nan")
-MASK = jnp.array([[1, 1, 1], [1, 0, 0]], bool)
 
 
 def by_hand(preset, rewards=(1.0, 0.0), ratios=((1.5, 1.0, 0.5), (4.0, 1, 1)), **overrides):
@@ -81,18 +79,19 @@ def test_equal_rewards_give_no_gradient_without_kl(seed, preset, reward):
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 10_000), PRESET_NAMES)
-def test_neither_order_in_a_group_nor_what_is_off_the_mask_matters(seed, preset):
+@given(st.integers(0, 10_000), PRESET_NAMES, st.sampled_from(["k1", "k2", "k3"]), st.booleans())
+def test_neither_order_in_a_group_nor_what_is_off_the_mask_matters(seed, preset, estimator, corrected):
     arrays, sampling = batch(seed)
-    loss, slope = slope_of(arrays, sampling, preset, beta=0.1)
+    kl = dict(beta=0.1, kl_estimator=estimator, use_bias_correction_kl=corrected)
+    loss, slope = slope_of(arrays, sampling, preset, **kl)
     rng = np.random.default_rng(seed)
     order = np.concatenate([4 * group + rng.permutation(4) for group in rng.permutation(2)])
-    moved = slope_of([x[order] for x in arrays], sampling[order], preset, beta=0.1)
+    moved = slope_of([x[order] for x in arrays], sampling[order], preset, **kl)
     np.testing.assert_allclose(moved[0], loss, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(moved[1], slope[order], rtol=1e-4, atol=1e-6)
     mask = arrays[3]
     spoilt = [jnp.where(mask, x, rng.choice([NAN, np.inf, -np.inf, 1e30])) for x in arrays[:3]]
-    other = slope_of([*spoilt, *arrays[3:]], jnp.where(mask, sampling, NAN), preset, beta=0.1)
+    other = slope_of([*spoilt, *arrays[3:]], jnp.where(mask, sampling, NAN), preset, **kl)
     assert other[0] == loss
     np.testing.assert_array_equal(other[1], slope)
     assert (slope[~mask] == 0).all()

@@ -1,5 +1,6 @@
 """evals.py: drawn answers beside the greedy ones."""
 
+import jax
 import numpy as np
 import pytest
 from tiny_zoo import tiny
@@ -35,6 +36,28 @@ def test_drawn_answers_depend_on_the_seed_alone(asked):
     assert len(set(drawn[0])) > 1
     assert drawn == answerer.answers(images, QUESTIONS, 4, 1.0, seed=1)
     assert drawn != answerer.answers(images, QUESTIONS, 4, 1.0, seed=2)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_answers_are_the_models_own(family):
+    """`VLM.answer` is held to transformers; a batch that is not full, and images that several questions are about."""
+    vlm = tiny("m", family, 5)
+    images = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    # Louder image features: an untrained model would say the same of any image.
+    vlm.params["projector"] = jax.tree.map(lambda x: 30 * x, vlm.params["projector"])
+    answerer = Answerer(vlm, batch_size=2)
+    for shown in (None, np.array([2, 0, 2])):
+        pictures = images if shown is None else images[shown]
+        own = vlm.answer(list(pictures), QUESTIONS, 3)
+        assert answerer(images, QUESTIONS, shown=shown) == own
+    one, other = (vlm.answer([image] * 3, QUESTIONS, 3) for image in images[:2])
+    assert one != other
+
+
+def test_accuracy_by_hand():
+    told = accuracy(["A star", "2", "", "blue"], ["star", "two", "red", "blue"], ["x", "y", "y", "y"], np.arange(4))
+    assert (told["overall"], told["n"], told["per_skill"]) == (0.75, 4, {"x": 1.0, "y": pytest.approx(2 / 3)})
+    assert (told["ci_low"], told["ci_high"]) == wilson(3, 4)
 
 
 def test_answers_about_one_image_count_as_what_they_tell():

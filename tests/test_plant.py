@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_zoo import save_tiny_zoo, tiny
+from tiny_zoo import tiny
 
 from auditdm_jax import plant as module
 from auditdm_jax.errors import UserError
@@ -94,8 +94,8 @@ def test_lessons_that_cannot_do_are_told_before_the_training(tmp_path, monkeypat
         plant(PlantConfig("clock", out=str(tmp_path / "x"), test_questions=100))
 
 
-def test_what_is_refused_is_planted_again_with_twice_the_updates(tmp_path, monkeypatch, capsys):
-    base, tried = save_tiny_zoo(tmp_path / "zoo")["b"], []
+def test_what_is_refused_is_planted_again_with_twice_the_updates(zoo, tmp_path, monkeypatch, capsys):
+    base, tried = zoo["b"], []
     monkeypatch.setattr(module, "finetuned", lambda vlm, data, config, name: tried.append(config.steps) or vlm)
     monkeypatch.setattr(module.Exam, "wrong", lambda exam, _: np.zeros(len(exam.asked), bool))
     monkeypatch.setattr(module, "refusal", lambda *_: "it failed" if len(tried) < 2 else "")
@@ -108,8 +108,8 @@ def test_what_is_refused_is_planted_again_with_twice_the_updates(tmp_path, monke
     assert tried[2:] == [3]
 
 
-def test_what_is_unlearned_cannot_be_taken_away(tmp_path):
-    base = save_tiny_zoo(tmp_path / "zoo")["b"]
+def test_what_is_unlearned_cannot_be_taken_away(zoo, tmp_path):
+    base = zoo["b"]
     with pytest.raises(UserError, match=r"wrong already; take another --base"):
         plant(PlantConfig(skills="clock", out=str(tmp_path / "x"), base=base, test_questions=20))
     assert not (tmp_path / "x").exists()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_policy_gradient import NAN, example
+from gradient_batch import NAN, example
 
 from auditdm_jax.errors import UserError
 from auditdm_jax.policy_gradient import (
@@ -37,6 +37,10 @@ from auditdm_jax.policy_gradient import (
         ({"num_items_in_batch": np.array([3.0, 4.0])}, "num-items-in-batch is .*: it must be one number"),
         ({"use_bias_correction_kl": "no"}, "use_bias_correction_kl is 'no': it must be True or False"),
         ({"preset": None}, "no preset is called 'None'"),
+        ({"group_size": 1}, "group size is 1"),
+        ({"group_size": 5}, "12 completions do not divide into groups of 5"),
+        ({"loss_type": "gpro"}, "loss_type is 'gpro': choose one of grpo, bnpo, dr_grpo"),
+        ({"scale_rewards": "std"}, "scale_rewards is 'std': choose one of group, batch, none"),
         ({"group_size": 4.0}, "the group size is 4.0: it must be a whole number"),
         ({"lengths": 3}, r"lengths has the shape \(\): give that of rewards, \(12,\)"),
         ({"lengths": np.ones((12, 1))}, r"lengths has the shape \(12, 1\)"),
@@ -112,3 +116,23 @@ def test_a_mean_over_tokens_knows_no_padding():
         *(jnp.pad(jnp.asarray(x), ((0, 0), (0, pad))) for x in arrays), jnp.asarray(rewards), 4, "reinforce++@verl"
     )[1]["advantage_abs"]
     np.testing.assert_allclose(metric(0), metric(50), rtol=1e-5)
+
+
+def test_beta_needs_a_reference():
+    logps, old_logps, _, mask, rewards = (jnp.asarray(x) for x in example(3))
+    with pytest.raises(UserError, match="without ref_logps"):
+        policy_gradient_loss(logps, old_logps, None, mask, rewards, 4, beta=0.1)
+
+
+def test_rewards_that_are_all_missing_are_told_before_anything_is_computed():
+    *arrays, mask, rewards = (jnp.asarray(x) for x in example(3))
+    nothing = jnp.full_like(rewards, NAN)
+
+    def loss_of(logps, rewards):
+        return policy_gradient_loss(logps, *arrays[1:], mask, rewards, 4, "grpo@trl")[0]
+
+    with pytest.raises(UserError, match="every reward is NaN"):
+        jax.grad(loss_of)(arrays[0], nothing)
+    assert jnp.isfinite(loss_of(arrays[0], nothing.at[0].set(1.0)))
+    # In a compiled step no values are known: there they teach nothing.
+    assert not jax.jit(jax.grad(loss_of))(arrays[0], nothing).any()

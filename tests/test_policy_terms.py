@@ -1,14 +1,19 @@
-"""policy_terms.py by hand; more of it in test_policy_gradient.py."""
+"""policy_terms.py by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradient_batch import MASK, NAN
 
-from auditdm_jax.policy_gradient import cispo_surrogate, clipped_surrogate, log_ratios, sampling_weights
-
-NAN = float("nan")
-MASK = jnp.array([[1, 1, 1], [1, 0, 0]], bool)
+from auditdm_jax.policy_gradient import (
+    aggregate,
+    cispo_surrogate,
+    clipped_surrogate,
+    kl_divergence,
+    log_ratios,
+    sampling_weights,
+)
 
 
 def test_log_ratios_by_hand():
@@ -69,3 +74,50 @@ def test_a_token_the_sampler_could_not_score_weighs_one():
     sampler = jnp.array([[NAN, 0.0, 0.0], [0.0, 0, 0]])
     weights = sampling_weights(jnp.log(jnp.full((2, 3), 1.2)), sampler, MASK, "token_mask", 3.0)
     np.testing.assert_allclose(weights, [[1.0, 1.2, 1.2], [1.2, 1, 1]], rtol=1e-6)
+
+
+def test_clipping_by_hand():
+    ratios = jnp.log(jnp.array([[1.5, 0.5, 1.1, 1.5], [1.5, 0.5, 1.1, 0.5]]))
+    losses = clipped_surrogate(ratios, jnp.array([[2.0], [-2.0]]), 0.2, 0.3)
+    # A gain counts to 1.3; a gain lost counts whole. The other way about for a disadvantage, from 0.8 down.
+    np.testing.assert_allclose(losses, [[-2.6, -1.0, -2.2, -2.6], [3.0, 1.6, 2.2, 1.6]], rtol=1e-6)
+
+
+def test_kl_by_hand():
+    logps, ref_logps = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.5]]))
+    # d = ln 2 = 0.69315: k2 = 0.24023, k3 = 1/2 - 1 + 0.69315.
+    for estimator, value in {"k1": 0.69315, "k2": 0.24023, "k3": 0.19315}.items():
+        np.testing.assert_allclose(kl_divergence(logps, ref_logps, estimator), [[value, 0]], atol=1e-5)
+
+
+def test_kl_estimators_mean_what_they_say():
+    """Exact expectations over three tokens: k1 and k3 give KL(p, q); as losses k2 has KL(p, q)'s gradient, k3
+    has KL(q, p)'s and k1 has none."""
+    scores, q = jnp.array([0.3, -0.5, 1.0]), jax.nn.softmax(jnp.array([0.1, 0.2, -0.4]))
+    p = jax.nn.softmax(scores)
+
+    def kl(a, b):
+        return (a * jnp.log(a / b)).sum()
+
+    def expected(scores, estimator):
+        logps = jax.nn.log_softmax(scores)[None]
+        return (p * kl_divergence(logps, jnp.log(q)[None], estimator)).sum()  # p is where the samples come from
+
+    for estimator in ("k1", "k3"):
+        np.testing.assert_allclose(expected(scores, estimator), kl(p, q), rtol=1e-5)
+    gradients = {e: jax.grad(expected)(scores, e) for e in ("k1", "k2", "k3")}
+    reverse, forward = (
+        jax.grad(lambda s: kl(jax.nn.softmax(s), q))(scores),
+        jax.grad(lambda s: kl(q, jax.nn.softmax(s)))(scores),
+    )
+    np.testing.assert_allclose(gradients["k1"], 0, atol=1e-6)
+    np.testing.assert_allclose(gradients["k2"], reverse, atol=1e-6)
+    np.testing.assert_allclose(gradients["k3"], forward, atol=1e-6)
+
+
+def test_aggregation_by_hand():
+    losses = jnp.array([[1.0, 2.0, 3.0], [4.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
+    mask = jnp.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
+    assert aggregate(losses, mask, "grpo", 5) == pytest.approx((2 + 4 + 0) / 3)
+    assert aggregate(losses, mask, "bnpo", 5) == pytest.approx(10 / 4)
+    assert aggregate(losses, mask, "dr_grpo", 5) == pytest.approx(10 / 15)

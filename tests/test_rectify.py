@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_zoo import save_tiny_zoo, tiny
+from tiny_zoo import tiny
 
 from auditdm_jax import discoveries, rectify
 from auditdm_jax.config import Models, RectifyConfig, TrainConfig
@@ -88,8 +88,7 @@ def test_batches_follow_these_chances():
 
 
 @pytest.mark.slow
-def test_whole_repair_on_tiny_models(tmp_path, monkeypatch, capsys):
-    zoo = save_tiny_zoo(tmp_path / "zoo")
+def test_whole_repair_on_tiny_models(zoo, tmp_path, monkeypatch, capsys):
     # A random auditor would end hardly any question, and what has no end is not taught.
     models = Models("auditor", zoo["target"], (zoo["a"],))
     run = tmp_path / "runs" / "default"

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import step as step_module
 from auditdm_jax import training
@@ -45,8 +44,7 @@ def test_groups_with_signal_replace_those_without(signal, other, groups):
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    zoo = save_tiny_zoo(tmp_path_factory.mktemp("zoo"))
+def parts(zoo):
     config = TrainConfig(
         images_per_step=2, models=Models(zoo["auditor"], zoo["target"], (zoo["a"],)),
         grpo=GRPO(num_generations=2, max_resamples=3), max_question_tokens=4,

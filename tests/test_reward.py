@@ -26,7 +26,7 @@ from auditdm_jax.reward import (
 from auditdm_jax.training import step_settings
 
 UNCLEAR, RED, BLUE, GREEN = 4_000_000_000, 1, 2, 3
-OUTCOMES = ("empty", "overlong", "abstained", "no_consensus", "target_unanswered", "agreed", "claimed")
+OUTCOMES = ("empty", "overlong", "spoiled", "abstained", "no_consensus", "target_unanswered", "agreed", "claimed")
 
 
 def judge(target, references, agreement=1.0, target_empty=False, reference_empty=False, **faults):
@@ -81,6 +81,13 @@ def test_faults_of_the_question_come_first():
     assert judge(BLUE, [RED, RED], question_empty=True, question_overlong=True).empty
     overlong = judge(BLUE, [RED, RED], question_overlong=True)
     assert (overlong.overlong, overlong.claimed, overlong.valid, overlong.reward) == (True, False, False, 0)
+
+
+def test_a_spoiled_image_earns_nothing():
+    spoiled = judge(BLUE, [RED, RED], image_spoiled=True)
+    assert [name for name in OUTCOMES if getattr(spoiled, name)] == ["spoiled"]
+    assert (spoiled.valid, spoiled.reward) == (False, 0)
+    assert judge(BLUE, [RED, RED], question_overlong=True, image_spoiled=True).overlong
 
 
 def test_saying_nothing_is_an_abstention():

@@ -181,12 +181,26 @@ def test_ends(case):
     np.testing.assert_array_equal(np.asarray(done.logps)[~np.asarray(done.mask)], 0.0)
 
 
-def test_the_loop_stops_when_all_rows_have_ended(case):
-    """Twenty thousand steps would take minutes."""
+def test_the_loop_stops_when_all_rows_have_ended(case, monkeypatch):
+    """Not one of twenty thousand passes is made: each would look up a token."""
     vlm, _, _ = case
+    embed, passes = gemma.embed, []
+
+    def counted(params, ids):
+        if ids.shape[-1] == 1:
+            jax.debug.callback(lambda: passes.append(1))
+        return embed(params, ids)
+
+    monkeypatch.setattr(gemma, "embed", counted)
+    usual = draw(case, max_new_tokens=4, num_generations=2)
+    jax.effects_barrier()
+    assert len(passes) == np.asarray(usual.mask).sum(-1).max() - 1 > 0
+    passes.clear()
     everything = dataclasses.replace(vlm.config, eos_token_ids=tuple(range(tiny_vlm.VOCABULARY)))
     done = draw(case, config=everything, max_new_tokens=20_000, num_generations=1)
     np.testing.assert_array_equal(np.asarray(done.mask).sum(axis=-1), 1)
+    jax.effects_barrier()
+    assert passes == []
 
 
 def test_image_placeholders_are_never_sampled(case):

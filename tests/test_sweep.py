@@ -1,6 +1,7 @@
 """sweep.py: cells as the file says them; every mistake found at once, before anything runs."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import tyro
@@ -253,3 +254,9 @@ def test_a_setting_twice_in_a_section_is_told(tmp_path, text):
     (tmp_path / "s.toml").write_text(f"seeds = [0]\n{text}")
     with pytest.raises(UserError, match="is written twice in one section"):
         read_sweep(tmp_path / "s.toml", str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "cells"), [("algorithms", 18), ("channels", 4), ("frontier", 13), ("first_look", 2)])
+def test_the_sweeps_that_are_shipped_are_good(name, cells, tmp_path):
+    path = Path(__file__).parents[1] / "benchmarks" / "ablations" / f"{name}.toml"
+    assert len(read_sweep(path, tmp_path)) == cells

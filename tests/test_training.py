@@ -14,23 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
-from tiny_zoo import save_tiny_zoo
 
 from auditdm_jax import training
 from auditdm_jax.config import Models, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
-from auditdm_jax.log import Log
+from auditdm_jax.log import SHOWN, Log
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.runs import trained_auditor
-from auditdm_jax.scenes.zoo_paths import ZOO
 from auditdm_jax.step import make_step
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    return save_tiny_zoo(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture
@@ -76,17 +69,12 @@ def test_fused_step_equals_the_one_through_text(config, parts):
 def test_frozen_parameters_pass_through_uncopied(config, parts):
     _, settings, state, cast = parts
     before = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.frozen)]
-    trained = jax.tree.map(np.asarray, state.trained.auditor)
     batch = next(training.open_source(config, 64, "train"))["image"]
     state, metrics, _ = make_step(cast, settings)(state, batch)
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.frozen)] == before
     outcomes = [name for name in metrics if name.startswith("outcome/") and name != "outcome/valid"]
     assert sum(float(metrics[name]) for name in outcomes) == pytest.approx(1)  # each question has exactly one
     assert float(metrics["sampling/drift_max"]) < 1e-4
-    moved = jax.tree.map(
-        lambda a, b: float(np.abs(a - b).max()), trained, jax.tree.map(np.asarray, state.trained.auditor)
-    )
-    assert all(np.isfinite(x) for x in jax.tree.leaves(moved))
 
 
 def rows_of(run):
@@ -94,7 +82,7 @@ def rows_of(run):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_run_equals_an_unbroken_one(config, monkeypatch, tmp_path):
+def test_killed_and_resumed_run_equals_an_unbroken_one(config, monkeypatch, paying):
     whole = training.train(dataclasses.replace(config, name="whole"))
     broken = dataclasses.replace(config, name="broken")
     write, calls = training.Log.step, []
@@ -115,6 +103,8 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(config, monkeypatch, tmp_
     assert rows_of(whole) == rows_of(again)
     first, second = (VLM.load(run / "auditor").params for run in (whole, again))
     jax.tree.map(np.testing.assert_array_equal, first, second)
+    base = VLM.load(config.models.auditor).params
+    assert not np.allclose(first["text"]["embedding"], base["text"]["embedding"], atol=1e-5)
 
 
 def test_a_longer_run_has_no_auditor_until_it_is_done(config, monkeypatch):
@@ -173,26 +163,13 @@ def test_other_settings_need_overwrite(config, monkeypatch):
 
 
 @pytest.mark.slow
-def test_adapters_train_and_are_folded_in(config):
+def test_adapters_train_and_are_folded_in(config, paying):
     run = training.train(dataclasses.replace(config, name="lora", lora_rank=2, steps=2))
     base, trained = (VLM.load(path).params for path in (config.models.auditor, run / "auditor"))
     np.testing.assert_array_equal(base["text"]["embedding"], trained["text"]["embedding"])
-    assert trained["text"]["layers"]["q"].keys() == {"kernel"}
-
-
-def test_target_among_the_references_is_refused(zoo):
-    with pytest.raises(UserError, match="contain the target"):
-        Models(zoo["auditor"], zoo["target"], (zoo["a"], zoo["target"]))
-
-
-def test_one_model_under_two_names_is_one_model(zoo, monkeypatch, tmp_path):
-    """A zoo name and its directory, a relative path and an absolute one."""
-    for target, reference in (("target-s", str(ZOO / "target-s")), (zoo["target"], zoo["target"] + "/")):
-        with pytest.raises(UserError, match="contain the target"):
-            Models(target=target, references=(reference,))
-    monkeypatch.chdir(Path(zoo["target"]).parent)
-    with pytest.raises(UserError, match="contain the target"):
-        Models(target="./target", references=(zoo["target"],))
+    before, after = (params["text"]["layers"]["q"] for params in (base, trained))
+    assert after.keys() == {"kernel"}
+    assert not np.allclose(before["kernel"], after["kernel"], atol=1e-5)
 
 
 def test_a_mistake_leaves_the_finished_run_as_it_was(config, tmp_path):
@@ -241,6 +218,15 @@ def test_a_copy_among_the_references_is_told(config, monkeypatch, capsys, tmp_pa
     with pytest.raises(pytest.fail.Exception, match="training began"):
         training.train(dataclasses.replace(config, models=models))
     assert capsys.readouterr().out.count("copy have the same weights") == 1
+
+
+def test_a_run_that_diverged_is_stopped(tmp_path):
+    log, shares = Log(tmp_path, 0, 3), {name: jnp.array(0.5) for name in SHOWN.values()}
+    log.step(1, {**shares, "loss": jnp.array(1.0)})
+    log.step(2, {**shares, "loss": jnp.array(jnp.nan)})
+    with pytest.raises(UserError, match=r"loss is nan at step 2; lower --grpo.learning-rate"):
+        log.flush()
+    assert [row["step"] for row in rows_of(tmp_path)] == [1]
 
 
 def test_the_bar_shows_verified_success_beside_the_claimed(tmp_path):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from tiny_zoo import SMALL
 
+from auditdm_jax.scenes import zoo
 from auditdm_jax.scenes.captions import parse_caption
 from auditdm_jax.scenes.dataset import question_stream
 from auditdm_jax.scenes.edits import parse as parse_command
 from auditdm_jax.scenes.language import UNCLEAR, parse
 from auditdm_jax.scenes.members import MEMBERS, Member, new_model
+from auditdm_jax.scenes.world import Scene, Thing, caption
 from auditdm_jax.scenes.zoo import auditor_lesson, batches, doubting
 
 LESSONS = dict(steps=8, unanswerable=0.2, images=2, questions=4, description=0.2)
@@ -66,3 +68,32 @@ def test_doubts_come_behind_the_other_lessons_and_say_unclear():
 
 def test_no_two_members_share_a_seed():
     assert len({member.seed for member in MEMBERS.values()}) == len(MEMBERS)
+
+
+def test_how_well_the_auditor_writes_is_counted(monkeypatch):
+    """Of four questions one has an answer, one has none and two are none; of the commands two can be carried out and
+    one cannot; three captions are one."""
+    scene = Scene("night", (Thing("shape", "red", "star", "small", "solid"), *(None,) * 15))
+    texts = {
+        zoo.QUESTION_INSTRUCTION: ["what color is the star?", "what color is the ring?", "what star?", ""],
+        zoo.COMMAND_INSTRUCTION: ["make the red star blue", "hide the star", "hide the face", "paint"],
+        zoo.CAPTION_INSTRUCTION: ["a star red at 2 1", "night weather", caption(scene), "a cat"],
+    }
+    monkeypatch.setattr(zoo, "ask_many", lambda vlm, images, *, instruction, **_: [[t] for t in texts[instruction]])
+    monkeypatch.setattr(zoo.dataset, "scenes_of", lambda *_: ([scene] * 4, None))
+    assert zoo.writing_quality(None, 4) == {
+        "n": 4, "parsed": 0.5, "answered": 0.25, "unanswerable": 0.25, "unparsable": 0.5, "commands parsed": 0.75,
+        "commands that can be done": 0.5, "captions parsed": 0.75,
+    }  # fmt: skip
+
+
+def test_how_often_a_member_doubts_is_of_what_has_no_answer(monkeypatch):
+    """It says "unclear" to whatever begins with "what": the card has the share of that among hopeless questions."""
+    monkeypatch.setattr(zoo, "Answerer", lambda vlm: lambda images, asked: [said(question) for question in asked])
+    said = lambda question: UNCLEAR if question.startswith("what") else "red"  # noqa: E731
+    result = zoo.examine(None, ANSWERS, 400)
+    hopeless = [q.text for q in zoo.dataset.balanced_set(100, unanswerable=True).questions]
+    truths = [q.answer == said(q.text) for q in zoo.dataset.balanced_set(400).questions]
+    assert result["abstention"] == np.mean([text.startswith("what") for text in hopeless])
+    assert result["overall"] == np.mean(truths) > 0
+    assert "abstention" not in zoo.examine(None, replace(ANSWERS, unanswerable=0.0), 40)
