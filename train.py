@@ -1,9 +1,6 @@
 """Images -> a trained auditor: python train.py [--help]."""
 
-from auditdm_jax.huge_pages import with_huge_pages
+from auditdm_jax.__main__ import main
 
 if __name__ == "__main__":
-    with_huge_pages()
-    from auditdm_jax.cli import train  # only now, for this loads JAX
-
-    train()
+    main("train")

@@ -3,11 +3,11 @@
 from auditdm_jax.huge_pages import with_huge_pages
 
 
-def main() -> None:
+def main(command: str | None = None) -> None:
     with_huge_pages()
     from auditdm_jax import cli  # only now, for this loads JAX
 
-    cli.main()
+    cli.main(command)
 
 
 if __name__ == "__main__":

@@ -57,8 +57,7 @@ def examine(
             answer_logps(*model, images, words, consensus_words(said[1:], outcome, number, translate), shown)
             for number, (model, words) in enumerate(zip(models, asked, strict=True))
         )
-        gap = likelihood_gap(target, jnp.stack(references))
-        return replace(outcome, reward=likelihood_reward(outcome, gap))
+        return replace(outcome, reward=likelihood_reward(outcome, likelihood_gap(target, jnp.stack(references))))
     return outcome
 
 
@@ -85,17 +84,10 @@ def answer(
     """Greedy answers to G questions about each image, or about those that are `shown`."""
     shape = questions[0].shape[:2]
     asked = _asked(params, role, images, questions, shown)
-    done = sample(
-        params,
-        role.config,
-        asked.prompt,
-        asked.features,
-        jax.random.key(0),  # greedy decoding draws nothing
-        num_generations=asked.rows,
-        max_new_tokens=max_new_tokens,
-        temperature=0.0,
-        tails=asked.tails,
-    )
+    # Greedy decoding draws nothing with its key.
+    given = params, role.config, asked.prompt, asked.features, jax.random.key(0)
+    how = dict(num_generations=asked.rows, max_new_tokens=max_new_tokens, temperature=0.0)
+    done = sample(*given, **how, tails=asked.tails)
     words, _, _ = words_of(done, role.config)
     ids, mask, words, logps = (x.reshape(*shape, -1) for x in (done.ids, done.mask, words, done.logps))
     return Answer(*answer_ids(role.token_bytes, ids, mask), ids, words, logps.sum(-1))
@@ -146,11 +138,11 @@ def _asked(
     features = features if shown is None else features[shown]
     template, rows = role.template, questions[0].shape[1]
     ids, mask = (x.reshape(-1, x.shape[-1]) for x in questions)
-    if rows == 1 or not role.shares_image:
+    if rows == 1 or not template.shares_image(role.config):
         filled = fill(template, ids, mask, role.config.pad_token_id)
         return _Asked(filled, jnp.repeat(features, rows, axis=0), None)
-    shared = jnp.broadcast_to(jnp.asarray(template.prefix_ids), (len(features), len(template.prefix_ids)))
-    tails = fill(template.tail(), ids, mask, role.config.pad_token_id)
+    shared = jnp.broadcast_to(jnp.array(template.prefix_ids, jnp.int32), (len(features), len(template.prefix_ids)))
+    tails = fill(template._replace(prefix_ids=()), ids, mask, role.config.pad_token_id)
     tails = Prompt(*(x.reshape(-1, rows, x.shape[-1]) for x in (tails.input_ids, tails.attention_mask)))
     return _Asked(Prompt(shared, jnp.ones(shared.shape, bool)), features, tails)
 

@@ -84,9 +84,11 @@ def _speller(tokenizer: Any) -> Callable[[str], bytes]:
         return lambda token: f" {token}".encode()
     steps = backend.decoder.__getstate__().decode()  # its JSON
     if '"ByteLevel"' in steps:
-        byte_of = _byte_level_alphabet()
+        from transformers.convert_slow_tokenizer import bytes_to_unicode  # takes a second: only where it is needed
+
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         # An added token may hold characters outside of the alphabet: it is written as itself.
-        return lambda token: bytes(byte_of[c] for c in token) if {*token} <= {*byte_of} else token.encode()
+        return lambda token: bytes(byte_of[c] for c in token) if byte_of.keys() >= {*token} else token.encode()
     if '"WordPiece"' in steps:
         # The decoder knows its prefix and clean-up: behind a first token it shows what a later one adds.
         return lambda token: backend.decoder.decode(["x", token])[1:].encode()
@@ -97,14 +99,6 @@ def _speller(tokenizer: Any) -> Callable[[str], bytes]:
         )
     kinds = "SentencePiece-style, byte-level BPE or WordPiece"
     raise UserError(f"no rule for a tokenizer whose decoder is {steps[:60]}; use one that is {kinds}")
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """Character -> byte of byte-level BPE (Radford et al. 2019): printable Latin-1 stands for itself, the
-    other bytes take the characters from U+0100 on, in order ("Ġ" is the space)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def mix32(x: Any) -> Any:

@@ -4,6 +4,7 @@ The trained auditor asks through the run's channels, guided by what the run know
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -115,9 +116,7 @@ def load_panel(
             "asks the old questions; leave out --auditor"
         )
 
-    def answerer(vlm: VLM) -> Answerer:
-        return Answerer.of_run(vlm, base, settings, batch_size)
-
+    answerer = partial(Answerer.of_run, auditor=base, settings=settings, batch_size=batch_size)
     panel = Panel(
         make_ask(auditor, base, settings, temperature, studio, guide),
         make_ask(base, base, settings, temperature, studio) if trained else None,

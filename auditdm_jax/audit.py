@@ -10,11 +10,11 @@ images. The models stay loaded and images pass through them in batches of one sh
 compiles once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,11 +22,11 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from auditdm_jax import discoveries
-from auditdm_jax.asking import Answer, Ask, Asking, Images, Panel, load_panel
+from auditdm_jax.asking import Ask, Asking, Panel, load_panel
 from auditdm_jax.choice import Guide
 from auditdm_jax.config import AuditConfig, TrainConfig
 from auditdm_jax.critic import read_critic
-from auditdm_jax.data import ImageSource, open_images, reasons, trained_places
+from auditdm_jax.data import ImageSource, Source, open_images, reasons, trained_places
 from auditdm_jax.errors import one_line
 from auditdm_jax.files import write_json
 from auditdm_jax.health import health_lines, reference_health
@@ -36,12 +36,6 @@ from auditdm_jax.runs import audit_settings
 from auditdm_jax.scenes.dataset import SceneSource
 from auditdm_jax.scenes.parser import scenes_in
 from auditdm_jax.summary import report_lines, summarize
-
-
-class Batches(Protocol):
-    """Dicts as `data.ImageSource` and `scenes.dataset.SceneSource` yield them."""
-
-    def __next__(self) -> Any: ...
 
 
 class Audit(NamedTuple):
@@ -56,7 +50,7 @@ class Audit(NamedTuple):
 
 def audit(
     panel: Panel,
-    batches: Batches,
+    batches: Source,
     questions: int,
     prompt_only_questions: int,
     agreement: float,
@@ -104,7 +98,11 @@ def question_batch(
         for i, scene in zip(changed, scenes_in(asking.images[changed]), strict=True):
             scenes[i], unread[i] = scene, scene is None
     texts = [asked.question for asked in asking.asked]
-    answers = map(Answers, *answers_of((panel.target, *panel.references), panel.verifier, asking.images, texts))
+    # Two at a time: compiling keeps one core busy, and on the first batch it is most of the time.
+    with ThreadPoolExecutor(2) as pool:
+        models = (panel.verifier, panel.target, *panel.references)
+        verified, target, *references = pool.map(lambda answer: answer(asking.images, texts), models)
+    answers = map(Answers, target, zip(*references, strict=True), verified)
     rows = [
         examine(asked._replace(image_id=image_id), said, agreement, scene, lost)
         for asked, image_id, said, scene, lost in zip(
@@ -113,16 +111,6 @@ def question_batch(
     ]
     asking.learn([row.claimed for row in rows])
     return asking, rows
-
-
-def answers_of(
-    models: tuple[Answer, ...], verifier: Answer, images: Images, texts: Sequence[str]
-) -> tuple[list[str], list[tuple[str, ...]], list[str]]:
-    """The answers of the target, which is the first of the models, of the references, and of the verifier."""
-    # Two at a time: compiling keeps one core busy, and on the first batch it is most of the time.
-    with ThreadPoolExecutor(2) as pool:
-        verified, target, *references = pool.map(lambda answer: answer(images, texts), (verifier, *models))
-    return target, list(zip(*references, strict=True)), verified
 
 
 def with_originals(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 
 from auditdm_jax.errors import UserError, disk_full, is_disk_full, one_line
 from auditdm_jax.files import plain, read_json, write_json
@@ -165,7 +166,7 @@ def check_config(
     may_differ: Sequence[str] = (),
 ) -> None:
     """Raises UserError naming the fields in which two configurations (JSON's types) differ."""
-    there, here = flat(saved), flat(config)
+    there, here = (flatten_dict(settings, sep=".") for settings in (saved, config))
     differing = [
         f"{one_line(name, 40)} is {one_line(there.get(name, 'absent'), 40)} there "
         f"and {one_line(here.get(name, 'absent'), 40)} now"
@@ -179,14 +180,6 @@ def check_config(
             f"{one_line(run)} was made with other settings: {', '.join(differing[:5])}{more}; "
             "use the same settings, choose another --name or --out, or begin again (--overwrite, or delete that folder)"
         )
-
-
-def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
-    return found
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

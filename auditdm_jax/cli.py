@@ -30,26 +30,12 @@ def _do(config: Any) -> None:
     command(config)
 
 
-def _only(name: str) -> None:
-    settings = COMMANDS[name]
-    run_cli(lambda: _do(tyro.cli(settings, description=settings.__doc__)))
+def main(command: str | None = None) -> None:
+    """One of `COMMANDS`, by default the one that is typed first."""
 
+    def settings() -> Any:
+        if command is None:
+            return tyro.extras.subcommand_cli_from_dict(COMMANDS)
+        return tyro.cli(COMMANDS[command], description=COMMANDS[command].__doc__)
 
-def train() -> None:
-    """`python train.py`."""
-    _only("train")
-
-
-def audit() -> None:
-    """`python audit.py`."""
-    _only("audit")
-
-
-def rectify() -> None:
-    """`python rectify.py`."""
-    _only("rectify")
-
-
-def main() -> None:
-    """`auditdm train|audit|rectify`."""
-    run_cli(lambda: _do(tyro.extras.subcommand_cli_from_dict(COMMANDS)))
+    run_cli(lambda: _do(settings()))

@@ -3,6 +3,7 @@
 Those of the policy gradient (`GRPO`) are in conventions.py, those of the reward (`Reward`) in reward.py.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -157,7 +158,7 @@ class RunPaths:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        object.__setattr__(self, "out", str(Path(self.out).expanduser()))
+        object.__setattr__(self, "out", str(Path(os.path.expanduser(self.out))))
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,7 @@ class RectifyConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "discoveries", os.path.expanduser(self.discoveries))
         name_from_anywhere(self, "target", "references")
         at_least_one(self, "steps", "images_per_step", "test_questions", "batch_size")
         check_rank(self.lora_rank)

@@ -226,5 +226,6 @@ class GRPO:
 
     def convention(self) -> Convention:
         """The preset with what was given in its place."""
-        settings = {name: value for name, value in vars(self).items() if name in vars(PRESETS[DEFAULT_PRESET])}
-        return convention_of(self.preset, **{name: value for name, value in settings.items() if value is not None})
+        known = vars(PRESETS[DEFAULT_PRESET])
+        given = {name: value for name, value in vars(self).items() if name in known and value is not None}
+        return convention_of(self.preset, **given)

@@ -124,11 +124,6 @@ class Renderer:
         height, width = _pair(sample)
         return height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor
 
-    def _check(self, images: int, prompts: int, seeds: int, size: Size) -> None:
-        if not images == prompts == seeds:
-            raise UserError(f"{images} images, {prompts} prompts and {seeds} seeds; give one of each an image")
-        self.check_size(size)
-
     def check_size(self, size: int | Size) -> None:
         """Raises UserError for a size, height and width, that the pipeline cannot work at."""
         size = _pair(size)
@@ -140,7 +135,10 @@ class Renderer:
 
     def _render(self, canvas: Array, prompts: Sequence[str], seeds: Sequence[int], size: Size, edit: bool) -> Array:
         """The canvas with each image that can be rendered in its place."""
-        self._check(len(canvas), len(prompts), len(seeds), size)
+        if not len(canvas) == len(prompts) == len(seeds):
+            counts = f"{len(canvas)} images, {len(prompts)} prompts and {len(seeds)} seeds"
+            raise UserError(f"{counts}; give one of each an image")
+        self.check_size(size)
         max_tokens = self.max_command_tokens if edit else self.max_tokens
         texts = [self._cut(prompt, max_tokens) for prompt in prompts]
         todo = [row for row, text in enumerate(texts) if text]

@@ -19,6 +19,7 @@ from PIL import Image
 
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import write_parquet
+from auditdm_jax.image_files import holds_bytes
 from auditdm_jax.images import BadImage, decode_rgb
 from auditdm_jax.outcomes import Examined, is_answer
 
@@ -165,15 +166,6 @@ def _fits(field: pa.Field) -> bool:
     if pa.types.is_null(kind) and field.name in USED:
         return True
     if field.name in ("image", "original"):
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        return _is_bytes(kind)
-    return _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
+        return holds_bytes(kind)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

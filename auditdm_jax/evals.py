@@ -2,40 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from auditdm_jax.answers import normalize
 from auditdm_jax.config import TrainConfig
-from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import PromptTemplate, fill, padded, template_for, texts_of
-from auditdm_jax.sampling import Completions, sample
-
-
-@partial(jax.jit, static_argnames=("config", "template", "num_answers", "max_new_tokens", "temperature"))
-def answers_of(
-    params,
-    config: VLMConfig,
-    template: PromptTemplate,
-    images,
-    question_ids,
-    question_mask,
-    key,
-    *,
-    num_answers: int,
-    max_new_tokens: int,
-    temperature: float,
-) -> Completions:
-    """uint8 images [B, H, W, 3] and one tokenized question each ([B, T]) -> G completions, [B, G, max_new_tokens]."""
-    features = encode_images(params, config, preprocess_on_device(config, images))
-    prompt = fill(template, question_ids, question_mask, config.pad_token_id)
-    settings = dict(num_generations=num_answers, max_new_tokens=max_new_tokens, temperature=temperature)
-    return sample(params, config, prompt, features, key, **settings)
+from auditdm_jax.prompts import fill, padded, template_for, texts_of
+from auditdm_jax.rollout import ask
 
 
 class Answerer:
@@ -79,22 +57,14 @@ class Answerer:
         for start in tqdm(starts, desc=progress, disable=not progress, leave=False):
             rows = slice(start, start + self.batch_size)
             size = len(words[rows])
-            filled = words[rows] + [[]] * (self.batch_size - size)
-            ids, mask = padded(filled, longest, config.pad_token_id)
+            texts = words[rows] + [[]] * (self.batch_size - size)
+            ids, mask = map(jnp.asarray, padded(texts, longest, config.pad_token_id))
             pictures = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
             pictures[:size] = images[rows if shown is None else shown[rows]]
-            done = answers_of(
-                self.vlm.params,
-                config,
-                self.template,
-                pictures,
-                ids,
-                mask,
-                jax.random.fold_in(jax.random.key(seed), start),
-                num_answers=count,
-                max_new_tokens=self.max_new,
-                temperature=temperature,
-            )
+            filled = fill(self.template, ids, mask, config.pad_token_id)
+            key = jax.random.fold_in(jax.random.key(seed), start)
+            how = dict(num_generations=count, max_new_tokens=self.max_new, temperature=temperature)
+            done = ask(self.vlm.params, config, filled, pictures, key, **how)
             answers += [text.strip() for text in texts_of(self.vlm.tokenizer, done.ids[:size], done.mask[:size])]
         return [answers[i : i + count] for i in range(0, len(answers), count)]
 

@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import json
 import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -171,7 +172,10 @@ def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
-            file.truncate(_end_of_last_line(file))
+            if file.seek(0, os.SEEK_END):
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+                    end = whole.rfind(b"\n") + 1
+                file.truncate(end)
             file.write(line)
     except OSError as error:
         if is_disk_full(error):
@@ -179,37 +183,17 @@ def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
         raise
 
 
-def _end_of_last_line(file: Any) -> int:
-    """The length of `file` up to and including its last newline."""
-    end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - 4096)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
-
-
 def rewind_jsonl(path: str | os.PathLike[str], step: int) -> None:
     """Drops the rows after `step` (their "step" is greater), which a resumed run will write again.
 
-    A row without a step stays; a line that is not JSON goes. Nothing happens if there is no file.
+    A row without a step stays; a line that is no JSON object goes. Nothing happens if there is no file.
     """
     path = Path(path)
     if not path.exists():
         return
-    kept = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(row, dict) or row.get("step", step) <= step:
-            kept.append(line + b"\n")
+    kept = [json.dumps(row) + "\n" for row in read_jsonl(path) if row.get("step", step) <= step]
     with atomic_file(path) as draft:
-        draft.write_bytes(b"".join(kept))
+        draft.write_text("".join(kept))
 
 
 def write_parquet(path: str | os.PathLike[str], table: pa.Table, images: Sequence[str] = ()) -> None:

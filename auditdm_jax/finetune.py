@@ -73,30 +73,18 @@ class Encoder:
         flat_questions = [q[: self.max_question] for q in self.tokens([q for row in questions for q in row])]
         flat_answers = [[*a[: self.max_answer], self.end] for a in self.tokens([a for row in answers for a in row])]
         prefix, suffix = list(self.template.prefix_ids), list(self.template.suffix_ids)
-        batch, per_image = len(questions), len(questions[0])
+        asked, width = [question + suffix for question in flat_questions], self.max_answer + 1
+        room, before = self.max_question + len(suffix), asked
         if self.shares_prefix:
-            prompts = [prefix] * batch
-            before = [question + suffix for question in flat_questions]
-            rows, group = batch, per_image
-            width = self.max_question + len(suffix) + self.max_answer + 1
+            prompts, prompt_width, width = [prefix] * len(questions), len(prefix), room + width
         else:
-            prompts = [prefix + question + suffix for question in flat_questions]
-            before = [[]] * len(flat_answers)
-            rows, group, width = batch * per_image, 1, self.max_answer + 1
-        prompt_width = len(prefix) + (0 if self.shares_prefix else self.max_question + len(suffix))
+            prompts, prompt_width, before = [prefix + each for each in asked], len(prefix) + room, [[]] * len(asked)
         pad = self.vlm.config.pad_token_id
-        prompt_ids, prompt_mask = padded(prompts, prompt_width, pad)
+        prompt = Prompt(*map(jnp.asarray, padded(prompts, prompt_width, pad)))
         ids, mask = padded([b + a for b, a in zip(before, flat_answers, strict=True)], width, pad)
-        start = np.array([len(b) for b in before])[:, None]
-        answer_mask = mask & (np.arange(width) >= start)
-        shape = (rows, group, width)
-        return Batch(
-            images=jnp.asarray(images),
-            prompt=Prompt(input_ids=jnp.asarray(prompt_ids), attention_mask=jnp.asarray(prompt_mask)),
-            ids=jnp.asarray(ids.reshape(shape)),
-            mask=jnp.asarray(mask.reshape(shape)),
-            answer_mask=jnp.asarray(answer_mask.reshape(shape)),
-        )
+        answer_mask = mask & (np.arange(width) >= np.array([len(b) for b in before])[:, None])
+        rows = (jnp.asarray(x.reshape(len(prompts), -1, width)) for x in (ids, mask, answer_mask))
+        return Batch(jnp.asarray(images), prompt, *rows)
 
 
 def batch_loss(params: Params, config: VLMConfig, batch: Batch, remat: bool = False) -> Float[Array, ""]:

@@ -9,7 +9,6 @@ from itertools import combinations
 from typing import Any
 
 import jax
-import numpy as np
 
 from auditdm_jax.errors import one_line
 from auditdm_jax.outcomes import UNREAD, Examined, is_answer, shared_answer, vote
@@ -87,14 +86,14 @@ def _leave_one_out(said: Sequence[str], others: Sequence[Sequence[str]], agreeme
 
 
 def _alike(one: Sequence[str], other: Sequence[str], truths: Sequence[str | None]) -> dict[str, Any]:
-    same = np.array([a == b for a, b in zip(one, other, strict=True)], bool)
-    apart = [truth is not None and not a == b == truth for a, b, truth in zip(one, other, truths, strict=True)]
-    errs = np.array(apart, bool)
-    wrong = rate_of(int(same[errs].sum()), int(errs.sum()))
+    said = list(zip(one, other, truths, strict=True))
+    same = [a == b for a, b, _ in said]
+    wrong = [a == b for a, b, truth in said if truth is not None and not a == b == truth]
+    at_errors = rate_of(sum(wrong), len(wrong))
     return {
-        "same": rate_of(int(same.sum()), len(same))._asdict(),
-        "same_where_wrong": wrong._asdict(),
-        "clones": wrong.ci_low > CLONE_SHARE,
+        "same": rate_of(sum(same), len(same))._asdict(),
+        "same_where_wrong": at_errors._asdict(),
+        "clones": at_errors.ci_low > CLONE_SHARE,
     }
 
 

@@ -148,14 +148,15 @@ def _bytes_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of that type is of bytes, or of structs that have them."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def _image_column(schema: pa.Schema, file: Path) -> str:
-    """The column "image", or else the only one that holds bytes (plain, or a struct with a field "bytes")."""
-
-    def holds_bytes(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
+    """The column "image", or else the only one that holds bytes."""
     columns = [field.name for field in schema if holds_bytes(field.type)]
     if "image" in columns:
         return "image"

@@ -13,12 +13,13 @@ from jaxtyping import Array
 
 from auditdm_jax.collect import StepSettings, collect
 from auditdm_jax.state import AuditState, Cast, Frozen, Trained
-from auditdm_jax.step import trained_step
+from auditdm_jax.step import audit_step
 
 
 def make_joint_step(cast: Cast, settings: StepSettings):
     """step(states, images) -> for each run (state, metrics, record). All share the frozen models of the first."""
-    one = trained_step(partial(collect, cast=cast, settings=settings, translate=None), cast, settings)
+    ask_once = partial(collect, cast=cast, settings=settings, translate=None)
+    one = partial(audit_step, ask_once=ask_once, config=cast.auditor.config, settings=settings)
 
     @partial(jax.jit, donate_argnums=0)
     def fused(trained: list[Trained], frozen: Frozen, images: Array) -> list[tuple[Trained, dict, dict]]:

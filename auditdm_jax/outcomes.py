@@ -144,15 +144,12 @@ def examine(
     scenes, and shows none now: the verifier judges, and the question's own words name its skill."""
     consensus = consensus_of(answers.references, agreement)
     shared = normalize(consensus)
+    truth, answerable, confirmed = "", bool(consensus), normalize(answers.verifier) == shared
     if unread:
         found = parse(asked.question)
-        truth, skill, condition = "", found[0] if found else "", UNREAD
-        parsed, answerable = found is not None, bool(consensus)
-        confirmed = normalize(answers.verifier) == shared
+        parsed, skill, condition = found is not None, found[0] if found else "", UNREAD
     elif scene is None:
-        truth, skill, condition = "", question_label(asked.question), answer_kind(consensus)
-        parsed, answerable = "?" in asked.question, bool(consensus)
-        confirmed = normalize(answers.verifier) == shared
+        parsed, skill, condition = "?" in asked.question, question_label(asked.question), answer_kind(consensus)
     else:
         status, truth, skill, condition = judge(asked.question, scene)
         parsed, answerable = status != "unparsable", status == "answered"

@@ -5,6 +5,7 @@ No code that comes with a checkpoint is run, no pickled weights are read, and th
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -154,7 +155,7 @@ def check_pipeline(path_or_hub_id: str | Path) -> None:
 
 def _local(path_or_hub_id: str | Path) -> Path | None:
     """The directory, None of a hub id. Raises UserError for what is neither."""
-    path = Path(path_or_hub_id).expanduser()
+    path = Path(os.path.expanduser(path_or_hub_id))
     if path.is_dir():
         return path
     name = str(path_or_hub_id)

@@ -1,6 +1,7 @@
 """[host] Names of images and models, as they are found from another directory too."""
 
 import glob
+import os
 from pathlib import Path
 
 from auditdm_jax.scenes.zoo_paths import pipeline_path, zoo_names
@@ -8,7 +9,7 @@ from auditdm_jax.scenes.zoo_paths import pipeline_path, zoo_names
 
 def model_from_anywhere(name: str) -> str:
     """The same model or pipeline, named so that a directory is found from another one too, and is no hub id there."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     local = name and name not in zoo_names() and pipeline_path(name) == name and path.is_dir()
     return str(Path.cwd() / path) if local else name
 
@@ -17,7 +18,7 @@ def images_from_anywhere(images: tuple[str, ...]) -> tuple[str, ...]:
     """The same images, named so that they are found from another directory too."""
 
     def named(item: str) -> str:
-        path, here = Path(item).expanduser(), str(Path.cwd())
+        path, here = Path(os.path.expanduser(item)), str(Path.cwd())
         return str(Path(glob.escape(here) if glob.has_magic(item) and not path.exists() else here) / path)
 
     return tuple(item if item.startswith("hf://") else named(item) for item in images)

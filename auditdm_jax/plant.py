@@ -11,6 +11,7 @@ beside a gap healthy.
 DIR is a checkpoint as any other. `answer_key.json` in it is for the scorer alone.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,7 @@ class PlantConfig:
     """Test questions, in equal numbers over the skills, beside those in each gap."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", os.path.expanduser(self.out))
         if not 0 < self.strength <= 1:
             raise UserError(f"strength is {self.strength}: it is a share, above 0 and at most 1")
         check_seed(self.seed)

@@ -84,14 +84,8 @@ def _check(key: Mapping[str, Any], reported: Any, types: Sequence[Mapping[str, A
     names = [kind["name"] for kind in (*known, *types)]
     numbers = [kind[field] for kind in known for field in ("rate", "n")]
     numbers += [kind[field] for kind in types for field in ("rate", "n", "ci_low", "ci_high")]
-    if not all(is_number(number) for number in numbers):
-        raise ValueError
-    texts = (
-        isinstance(reported, list)
-        and isinstance(types, list)
-        and all(isinstance(name, str) for name in (*reported, *names))
-    )
-    if not texts:
+    lists = isinstance(reported, list) and isinstance(types, list)
+    if not (lists and all(map(is_number, numbers)) and all(isinstance(name, str) for name in (*reported, *names))):
         raise ValueError
 
 

@@ -6,8 +6,7 @@ question, so that a sampled question becomes a prompt on the device, without a s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,30 +24,16 @@ if TYPE_CHECKING:
 _QUESTION = "\x00question\x00"
 
 
-@dataclass(frozen=True, eq=False)
-class PromptTemplate:
-    """A prompt with a hole: int32 token ids before it, the image's placeholders included, and after it."""
+class PromptTemplate(NamedTuple):
+    """A prompt with a hole: token ids before it, the image's placeholders included, and after it."""
 
-    prefix_ids: np.ndarray
-    suffix_ids: np.ndarray
-
-    # By content: as a static argument of compiled functions, an equal template must not compile them again.
-    def __hash__(self) -> int:
-        return hash((self.prefix_ids.tobytes(), self.suffix_ids.tobytes()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PromptTemplate) and (
-            np.array_equal(self.prefix_ids, other.prefix_ids) and np.array_equal(self.suffix_ids, other.suffix_ids)
-        )
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
 
     def shares_image(self, config: VLMConfig) -> bool:
         """Whether questions about one image may share what a model computed of it: it is first, and sees none of
         them."""
         return config.sees_past_alone and config.image_token_id not in self.suffix_ids
-
-    def tail(self) -> "PromptTemplate":
-        """What is not the same for all questions: the question and what follows."""
-        return PromptTemplate(np.zeros(0, np.int32), self.suffix_ids)
 
 
 def answer_text(family: str, processor: Any, question: str) -> str:
@@ -112,12 +97,12 @@ def template_for(vlm: "VLM") -> PromptTemplate:
     """
     text = answer_text(vlm.config.family, vlm.processor, _QUESTION)
     prefix, _, suffix = expanded_text(vlm.config.family, vlm.processor, text).partition(_QUESTION)
-    return _with_image(vlm, PromptTemplate(token_ids(vlm.tokenizer, prefix), token_ids(vlm.tokenizer, suffix)))
+    return _with_image(vlm, PromptTemplate(*(tuple(token_ids(vlm.tokenizer, x).tolist()) for x in (prefix, suffix))))
 
 
 def _with_image(vlm: "VLM", template: PromptTemplate) -> PromptTemplate:
     """The template, if it shows the image: a chat template without a place for it would leave the model blind."""
-    shown = int((np.concatenate([template.prefix_ids, template.suffix_ids]) == vlm.config.image_token_id).sum())
+    shown = (template.prefix_ids + template.suffix_ids).count(vlm.config.image_token_id)
     if shown != vlm.config.num_image_tokens:
         raise UserError(
             f"the prompt of {_named(vlm.processor)} has {shown} image tokens where the model needs "
@@ -138,8 +123,8 @@ def fill(
     """
     batch, width = question_ids.shape
     before, after = len(template.prefix_ids), len(template.suffix_ids)
-    prefix = jnp.broadcast_to(jnp.asarray(template.prefix_ids), (batch, before))
-    suffix = jnp.broadcast_to(jnp.asarray(template.suffix_ids), (batch, after))
+    prefix = jnp.broadcast_to(jnp.array(template.prefix_ids, jnp.int32), (batch, before))
+    suffix = jnp.broadcast_to(jnp.array(template.suffix_ids, jnp.int32), (batch, after))
     source = jnp.concatenate([prefix, question_ids.astype(jnp.int32), suffix], axis=1)
     question_end = before + question_mask.sum(axis=1, keepdims=True)
     place = jnp.arange(before + width + after)
@@ -165,12 +150,12 @@ def instruction_template(vlm: "VLM", instruction: str) -> PromptTemplate:
     else:
         text = answer_text(vlm.config.family, vlm.processor, instruction)
     expanded = expanded_text(vlm.config.family, vlm.processor, text)
-    return _with_image(vlm, PromptTemplate(token_ids(vlm.tokenizer, expanded), np.zeros(0, np.int32)))
+    return _with_image(vlm, PromptTemplate(tuple(token_ids(vlm.tokenizer, expanded).tolist()), ()))
 
 
 def instruction_prompts(vlm: "VLM", instructions: Sequence[str]) -> Prompt:
     """An auditor's prompts, an image and one instruction each: [C, P], padded on the left to the longest."""
-    rows = [instruction_template(vlm, instruction).prefix_ids for instruction in instructions]
+    rows = [np.array(instruction_template(vlm, instruction).prefix_ids, np.int32) for instruction in instructions]
     width = max(map(len, rows))
     ids = np.stack([np.pad(row, (width - len(row), 0), constant_values=vlm.config.pad_token_id) for row in rows])
     lengths = np.array([len(row) for row in rows])

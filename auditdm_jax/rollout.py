@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from auditdm_jax.models.multimodal import VLMConfig, encode_images, preprocess_on_device
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import QUESTION_INSTRUCTION, instruction_prompts, texts_of
-from auditdm_jax.sampling import Begun, Completions, Prompt, completion_logps, sample
+from auditdm_jax.sampling import Completions, Prompt, completion_logps, sample
 
 
 def prompt_rows(prompts: Prompt, rows: Int[Array, "B"]) -> Prompt:
@@ -25,28 +25,11 @@ def ask(
     prompt: Prompt,
     images: UInt8[Array, "B H W 3"],
     key: Array,
-    *,
-    num_generations: int,
-    max_new_tokens: int,
-    temperature: float,
-    begun: Begun | None = None,
+    **how,
 ) -> Completions:
-    """G completions of each image's prompt, [B, G, T], sampled at a temperature; image and prompt are computed once.
-
-    begun: as `sample` has it.
-    """
+    """G completions of each image's prompt, [B, G, T]; image and prompt are computed once. how: as `sample` has it."""
     features = encode_images(params, config, preprocess_on_device(config, images))
-    return sample(
-        params,
-        config,
-        prompt,
-        features,
-        key,
-        num_generations=num_generations,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        begun=begun,
-    )
+    return sample(params, config, prompt, features, key, **how)
 
 
 def words_of(

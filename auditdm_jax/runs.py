@@ -21,7 +21,7 @@ def training_settings(run: Path) -> TrainConfig | None:
         return None
     try:
         return rebuilt(TrainConfig(), read_json(path))
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         problem = f"{one_line(path)} holds no settings of a run ({error})"
         raise UserError(f"{problem}; give another --name") from None
 

@@ -65,11 +65,6 @@ class Role:
     template: PromptTemplate = flax.struct.field(pytree_node=False)
     token_bytes: TokenBytes
 
-    @property
-    def shares_image(self) -> bool:
-        """As its template says of its model."""
-        return self.template.shares_image(self.config)
-
 
 @flax.struct.dataclass
 class Auditor:

@@ -48,14 +48,13 @@ def make_step(
         # Compiled once: every batch has one shape, and how many there are is decided outside.
         compiled = ask_once if translate or prober else jax.jit(ask_once)
         return partial(resampling_step, ask_once=compiled, cast=cast, settings=settings)
-    if translate is not None or prober is not None:
-        return lambda state, images, draw=None: audit_step(state, images, ask_once, cast.auditor.config, settings)
-
-    fused = jax.jit(trained_step(ask_once, cast, settings), donate_argnums=0)
+    one: Callable = partial(audit_step, ask_once=ask_once, config=cast.auditor.config, settings=settings)
+    if translate is None and prober is None:
+        # Only what trains is donated and returned: the frozen arrays stay where they are, uncopied.
+        one = jax.jit(one, donate_argnums=0)
 
     def step(state: AuditState, images: Array, draw: Draw | None = None) -> tuple[AuditState, dict, dict]:
-        # Only what trains is donated and returned: the frozen arrays stay where they are, uncopied.
-        trained, metrics, record = fused(state.trained, state.frozen, images)
+        trained, metrics, record = one(state.trained, state.frozen, images)
         return AuditState(trained, state.frozen), metrics, record
 
     return step
@@ -63,11 +62,10 @@ def make_step(
 
 def make_look(cast: Cast, settings: StepSettings, translate: Translate | None, prober: Prober):
     """A step that makes new images, but without its update: what a probe looks at."""
+    collected = partial(collect_probes, cast=cast, settings=settings, translate=translate, prober=prober)
 
     def look(state: AuditState, images: Array, draw: Draw | None = None) -> tuple[AuditState, dict, dict]:
-        given = state.trained, state.frozen, images, step_key(state.trained)
-        _, _, metrics, record = collect_probes(*given, cast=cast, settings=settings, translate=translate, prober=prober)
-        return state, metrics, record
+        return state, *collected(state.trained, state.frozen, images, step_key(state.trained))[2:]
 
     return look
 
@@ -77,29 +75,22 @@ def step_key(trained: Trained) -> Array:
     return jax.random.fold_in(trained.key, trained.step)
 
 
-def trained_step(ask_once: Callable, cast: Cast, settings: StepSettings) -> Callable:
-    """`audit_step` as a function of what trains, what is frozen, and the images."""
-
-    def one(trained: Trained, frozen: Frozen, images: Array) -> tuple[Trained, dict, dict]:
-        state, metrics, record = audit_step(
-            AuditState(trained, frozen), images, ask_once, cast.auditor.config, settings
-        )
-        return state.trained, metrics, record
-
-    return one
-
-
 def audit_step(
-    state: AuditState, images: UInt8[Array, "B H W 3"], ask_once: Callable, config: VLMConfig, settings: StepSettings
-) -> tuple[AuditState, dict[str, Array], dict[str, Array]]:
+    trained: Trained,
+    frozen: Frozen,
+    images: UInt8[Array, "B H W 3"],
+    *,
+    ask_once: Callable,
+    config: VLMConfig,
+    settings: StepSettings,
+) -> tuple[Trained, dict[str, Array], dict[str, Array]]:
     """One update of the auditor with one batch of images. ask_once: `collect` or `collect_probes`.
 
     Every component of the reward is in the metrics; the record holds the questions and how each came out.
     """
-    trained, frozen = state.trained, state.frozen
     batch, memory, asked, record = ask_once(trained, frozen, images, step_key(trained))
     trained, metrics = update(trained, frozen, config, batch, settings)
-    return AuditState(replace(trained, **memory), frozen), metrics | asked, record
+    return replace(trained, **memory), metrics | asked, record
 
 
 def resampling_step(
@@ -162,19 +153,19 @@ def update(
     question = settings.max_question_tokens
     convention = replace(settings.grpo.convention(), max_completion_length=question)
     lengths = batch.questions.mask.sum(-1)
-    shares: list[Array | None] = [None, None]
+    share: Array | None = None
     if batch.room is not None:
         lengths += (question - batch.room)[:, None]
         if convention.loss_type == "dr_grpo":
-            shares[0] = jnp.repeat(question / batch.room, batch.rewards.shape[1])[:, None]
+            share = jnp.repeat(question / batch.room, batch.rewards.shape[1])[:, None]
     parts = [(batch.prompt, batch.images, batch.questions)]
-    scored = [(batch.learned, batch.rewards, lengths)]
+    scored = [(batch.learned, batch.rewards, lengths, share)]
     if batch.new is not None:
         more = batch.new
         prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (more.prompt, more.images))
         parts.append((prompt, images, jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), more.questions)))
         rewards = batch.rewards if more.groups is None else batch.rewards[more.groups]
-        scored.append((more.questions.mask, rewards, more.questions.mask.sum(-1)))
+        scored.append((more.questions.mask, rewards, more.questions.mask.sum(-1), None))
     rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
 
     def averaged_over(mask: Array) -> Array | int:
@@ -192,14 +183,14 @@ def update(
     def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
         found = []
         logps = logps_of(auditor_params(trainable, frozen.auditor))
-        given = zip(logps, old_logps, ref_logps, scored, parts, shares, strict=False)
-        for new, old, ref, scores, part, share in given:
-            learned, (rewards, lengths) = scores[0], (x.reshape(-1) for x in scores[1:])
+        given = zip(logps, old_logps, ref_logps, parts, scored, strict=True)
+        for new, old, ref, part, (learned, rewards, lengths, share) in given:
             mask, sampled, group = rows(learned), rows(part[2].logps), settings.grpo.num_generations
-            if share is not None:
-                new = _counted(new, share)
-            spoken = {"sampling_logps": sampled, "lengths": lengths}
-            loss, metrics = policy_gradient_loss(new, old, ref, mask, rewards, group, convention, **spoken)
+            if share is not None:  # of the gradient
+                still = jax.lax.stop_gradient(new)
+                new = still + share * (new - still)
+            spoken = {"sampling_logps": sampled, "lengths": lengths.reshape(-1)}
+            loss, metrics = policy_gradient_loss(new, old, ref, mask, rewards.reshape(-1), group, convention, **spoken)
             # Each part is a mean of its own; a question counts as much, whichever part it is in.
             loss *= averaged_over(mask) / averaged_over(rows(batch.learned))
             drift = jnp.where(mask, jnp.abs((new if old is None else old) - sampled), 0.0)
@@ -217,12 +208,6 @@ def update(
     carry, metrics = jax.lax.scan(iteration, (trained.auditor, trained.opt_state), length=convention.num_iterations)
     metrics = jax.tree.map(lambda x: x[-1], metrics)
     return replace(trained, auditor=carry[0], opt_state=carry[1], step=trained.step + 1), metrics
-
-
-def _counted(logps: Float[Array, "N T"], share: Float[Array, "N 1"]) -> Float[Array, "N T"]:
-    """The log-probs, of which the gradient counts as a share."""
-    still = jax.lax.stop_gradient(logps)
-    return still + share * (logps - still)
 
 
 def _in_spans(

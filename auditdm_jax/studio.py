@@ -57,7 +57,7 @@ class Studio(NamedTuple):
             return made, faults_of_edits(images, made)
         assert self.generator is not None
         own = (images.shape[1], images.shape[2])
-        made = self.generator.generate(texts, seeds, self.generator.settings.size or own)
+        made = self.generator.generate(texts, seeds, own if (size := self.generator.settings.size) is None else size)
         if made.shape != images.shape:
             resized = jax.image.resize(made.astype(jnp.float32), images.shape, "cubic")
             made = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
@@ -66,4 +66,4 @@ class Studio(NamedTuple):
     def check_size(self, size: int) -> None:
         """Raises UserError if a pipeline cannot work with square images of a size, or at the size that is set."""
         for renderer in filter(None, self):
-            renderer.check_size(renderer.settings.size or size)
+            renderer.check_size(size if renderer.settings.size is None else renderer.settings.size)

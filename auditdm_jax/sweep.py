@@ -17,6 +17,7 @@
 Settings are named as `python train.py --help` names them. "None" stands for a setting that is not given.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from zlib import crc32
 
-from auditdm_jax.checkpoint import check_config, flat
+from flax.traverse_util import flatten_dict
+
+from auditdm_jax.checkpoint import check_config
 from auditdm_jax.config import AuditConfig, TrainConfig
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import plain, read_json
@@ -181,7 +184,7 @@ _found = cache(find_images)
 @cache
 def _tokens_suffice(auditor: str, topics: tuple[str, ...], max_question_tokens: int) -> None:
     """Raises UserError as `beginnings_of` does, of an auditor whose tokenizer is here."""
-    if topics and Path(path := model_path(auditor)).expanduser().is_dir():
+    if topics and Path(os.path.expanduser(path := model_path(auditor))).is_dir():
         beginnings_of(load_processor(directory_of(path)).tokenizer, topics, max_question_tokens)
 
 
@@ -224,7 +227,7 @@ def _by_name(section: dict[str, Any]) -> dict[str, Any]:
     """Settings by their full names, as the command line spells them. Raises UserError for one that is there twice."""
     found: dict[str, Any] = {}
     for place, value in section.items():
-        for name, setting in flat({place: value}).items():
+        for name, setting in flatten_dict({place: value}, sep=".").items():
             name = name.replace("_", "-")
             if name in found:
                 raise UserError(f"{one_line(name, 60)} is written twice in one section; leave one")

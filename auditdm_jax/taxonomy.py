@@ -6,6 +6,7 @@ answer: coarse, but readable, and the same for every auditor.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,12 +50,11 @@ def interval(rate: Rate) -> str:
 
 def tally(names: Sequence[str], failed: Sequence[bool]) -> list[FailureType]:
     """Failure types of questions (question i is of type names[i]), the one with most failures first."""
-    counts: dict[str, list[int]] = {}
-    for name, failure in zip(names, failed, strict=True):
-        seen = counts.setdefault(name, [0, 0])
-        seen[0] += 1
-        seen[1] += failure
-    types = [FailureType(name, n, hits, hits / n, *wilson(hits, n)) for name, (n, hits) in counts.items()]
+    failures = Counter(name for name, failure in zip(names, failed, strict=True) if failure)
+    types = [
+        FailureType(name, n, failures[name], failures[name] / n, *wilson(failures[name], n))
+        for name, n in Counter(names).items()
+    ]
     return sorted(types, key=lambda kind: (-kind.failures, -kind.rate, kind.name))
 
 

@@ -5,7 +5,7 @@ earned something, its beginning counts in the update as if the auditor had chose
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.struct
 import jax
@@ -13,11 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from auditdm_jax.errors import UserError
+from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import padded, token_ids
 from auditdm_jax.sampling import Begun
-
-if TYPE_CHECKING:
-    from auditdm_jax.models.vlm import VLM
 
 DECAY = 0.99
 """How much of the counts a step keeps."""
@@ -36,7 +34,7 @@ class Topics:
         return Begun(pad(self.ids), pad(self.mask) & (topic >= 0)[..., None])
 
 
-def topics_of(vlm: "VLM", beginnings: Sequence[str], max_question_tokens: int) -> Topics | None:
+def topics_of(vlm: VLM, beginnings: Sequence[str], max_question_tokens: int) -> Topics | None:
     """The topics of a run; None where it has none. Raises UserError as `beginnings_of` does."""
     if not beginnings:
         return None

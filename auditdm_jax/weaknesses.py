@@ -93,11 +93,8 @@ def find(
     left = np.ones(len(answers.target_right), bool)
     found: list[Weakness] = []
     while True:
-        tests, discordant = {}, []
-        for name, questions in members.items():
-            tests[name], most = compared(answers, questions & left, name)
-            discordant.append(most)
-        level = alpha / tarone(discordant, alpha)
+        pairs = [compared(answers, questions & left, name) for name, questions in members.items()]
+        tests, level = {test.name: test for test, _ in pairs}, alpha / tarone([most for _, most in pairs], alpha)
         standing = [
             test
             for test in tests.values()

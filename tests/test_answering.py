@@ -62,9 +62,9 @@ def member_of(players, member):
 @pytest.mark.parametrize("member", [0, 1])
 def test_an_image_is_shared_where_it_stands_before_what_it_cannot_see(players, member):
     vlm, role = member_of(players, member)
-    assert role.shares_image == (vlm.config.family == "gemma3")
+    assert role.template.shares_image(role.config) == (vlm.config.family == "gemma3")
     template = PromptTemplate(role.template.suffix_ids, role.template.prefix_ids)
-    assert not role.replace(template=template).shares_image
+    assert not template.shares_image(role.config)
 
 
 @pytest.mark.parametrize("member", [0, 1])  # of both families

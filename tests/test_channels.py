@@ -1,6 +1,5 @@
 """The auditor's channels: who writes what, what is asked of which image, and what earns nothing."""
 
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from auditdm_jax import collect_probes as collect_probes_module
 from auditdm_jax import training
 from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.collect import collect
@@ -156,18 +156,19 @@ def test_a_step_rewards_what_was_written_and_never_a_spoiled_image(parts, starte
     assert metrics["outcome/spoiled"] > 0
 
 
-def test_diversity_within_a_group_is_of_all_that_was_written_of_an_image(parts, started, images):
-    """A failure's weight is 1 / (1 + 9 * its answer's share of the failures of its image)."""
+def test_diversity_within_a_group_is_of_all_that_was_written_of_an_image(parts, started, images, monkeypatch):
+    """Of three failures about each image two have the same answer: 1 / (1 + 9 * 2 / 3) each, and 1 / (1 + 9 / 3)."""
     settings, state = started
     settings = replace(settings, reward=Reward(scope="group", diversity=9.0, floor=0.0))
+    answers = jnp.tile(jnp.array([7, 7, 8], jnp.uint32), IMAGES)[:, None]
+    real = collect_probes_module.examine
+
+    def examine(*given):
+        return real(*given).replace(claimed=answers > 0, reward=jnp.ones(answers.shape), consensus_id=answers)
+
+    monkeypatch.setattr(collect_probes_module, "examine", examine)
     record = collected(parts, settings, state, images)[3]
-    claimed, answers, rewards = (np.asarray(record[name]) for name in ("claimed", "consensus_id", "reward"))
-    shares = np.ones(claimed.shape)
-    for row, group in enumerate(claimed):
-        failures = Counter(answers[row][group].tolist())
-        shares[row] = [failures[answer] / max(group.sum(), 1) for answer in answers[row].tolist()]
-    assert len(set(shares[claimed].tolist())) > 1
-    np.testing.assert_allclose(rewards, claimed / (1 + 9 * shares), rtol=1e-5)
+    np.testing.assert_allclose(record["reward"], np.tile([1 / 7, 1 / 7, 1 / 4], (IMAGES, 1)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("preset", ["dr_grpo@auditdm", "dapo@trl", "grpo@verl"])

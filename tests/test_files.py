@@ -142,9 +142,10 @@ def test_append_to_a_file_that_is_only_half_a_line(tmp_path):
 
 
 def test_append_on_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_end_of_last_line", full_disk)
+    append_jsonl(tmp_path / "metrics.jsonl", {"step": 1})
+    monkeypatch.setattr(files.mmap, "mmap", lambda *_, **__: full_disk())
     with pytest.raises(UserError, match="disk is full"):
-        append_jsonl(tmp_path / "metrics.jsonl", {"step": 1})
+        append_jsonl(tmp_path / "metrics.jsonl", {"step": 2})
 
 
 def test_rewind_drops_what_will_be_written_again(tmp_path):

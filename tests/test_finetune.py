@@ -51,9 +51,11 @@ def test_loss_equals_the_plain_one_on_whole_sequences(vlm):
 def test_the_image_is_seen_wherever_the_template_has_it(vlm):
     """Behind the question, too, where no prefix can be shared."""
     template = template_for(vlm)
-    is_image = template.prefix_ids == vlm.config.image_token_id
-    behind = np.concatenate([template.prefix_ids[is_image], template.suffix_ids])
-    encode = Encoder(vlm, PromptTemplate(template.prefix_ids[~is_image], behind), 9, 3)
+    image, words = (
+        tuple(token for token in template.prefix_ids if (token == vlm.config.image_token_id) == is_image)
+        for is_image in (True, False)
+    )
+    encode = Encoder(vlm, PromptTemplate(words, image + template.suffix_ids), 9, 3)
     losses = [
         float(batch_loss(vlm.params, vlm.config, encode(each, QUESTIONS, ANSWERS))) for each in (IMAGES, 255 - IMAGES)
     ]

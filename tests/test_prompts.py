@@ -67,7 +67,7 @@ def test_filled_template_gives_the_processors_tokens(vlm):
 @given(st.data())
 def test_fill_is_concatenation(data):
     tokens = st.lists(st.integers(1, 9), max_size=3)
-    template = PromptTemplate(*(np.array(data.draw(tokens), np.int32) for _ in range(2)))
+    template = PromptTemplate(*(tuple(data.draw(tokens)) for _ in range(2)))
     rows = data.draw(st.lists(tokens, min_size=2, max_size=2))
     ids = np.array([row + [7] * (3 - len(row)) for row in rows])  # what is off the mask must not show
     mask = np.array([np.arange(3) < len(row) for row in rows])

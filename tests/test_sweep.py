@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import tyro
+from flax.traverse_util import flatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditdm_jax.checkpoint import flat
 from auditdm_jax.config import AuditConfig, TrainConfig
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import write_json
@@ -45,14 +45,14 @@ def sweep(tmp_path, text):
 
 @pytest.mark.parametrize("config", [TrainConfig, AuditConfig])
 def test_settings_have_the_names_of_the_command_line(config):
-    defaults, typed = flat(dataclasses.asdict(config())), []
+    defaults, typed = flatten_dict(dataclasses.asdict(config()), sep="."), []
     paths = {name: ".".join(setting.path) for name, setting in settings_of(config).items()}
     assert sorted(paths.values()) == sorted(defaults)
     for name, path in paths.items():
         value = defaults[path]
         words = [] if value is False else value if isinstance(value, tuple) else [value]
         typed += [f"--{name}", *map(str, words)]
-    parsed = flat(dataclasses.asdict(tyro.cli(config, args=typed)))
+    parsed = flatten_dict(dataclasses.asdict(tyro.cli(config, args=typed)), sep=".")
     assert parsed == {path: True if value is False else value for path, value in defaults.items()}
 
 

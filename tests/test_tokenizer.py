@@ -157,7 +157,7 @@ def test_processors_of_both_families_make_our_prompt(tiny):
 
 def test_the_instruction_is_made_of_whole_words(tiny):
     template = instruction_template(tiny, QUESTION_INSTRUCTION)
-    tokens = tiny.tokenizer.convert_ids_to_tokens(template.prefix_ids.tolist())
+    tokens = tiny.tokenizer.convert_ids_to_tokens(list(template.prefix_ids))
     assert not [token for token in tokens if token.startswith("##") or token == "<unk>"]
     assert len(encode(tiny.tokenizer, [QUESTION_INSTRUCTION])[0]) == len(QUESTION_INSTRUCTION.split()) + 1
 

@@ -4,6 +4,7 @@ transformers itself reads the files, so old and new spellings of RoPE and slidin
 """
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def directory_of(path_or_hub_id: str | Path) -> Path:
 
     Raises UserError if there is neither.
     """
-    path = Path(path_or_hub_id).expanduser()
+    path = Path(os.path.expanduser(path_or_hub_id))
     if path.is_dir():
         if not (path / "config.json").exists():
             raise UserError(f"{path} has no config.json; give a Hugging Face checkpoint directory")

@@ -1,5 +1,6 @@
 """[host] Names of models: the zoo's short ones, checkpoint directories, hub ids."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ def same_model(one: str, other: str) -> bool:
     """Whether two names are of one model: its zoo name and its directory, or two ways to write a path."""
 
     def place(name: str) -> str | Path:
-        path = ZOO / name if name in zoo_names() else Path(name).expanduser()
+        path = ZOO / name if name in zoo_names() else Path(os.path.expanduser(name))
         return path.resolve() if path.exists() else name
 
     return place(one) == place(other)
@@ -44,7 +45,7 @@ def model_path(name: str) -> str | Path:
     members = zoo_names()
     if name in members:
         return ZOO / name
-    if "/" not in name and not Path(name).expanduser().exists():
+    if "/" not in name and not Path(os.path.expanduser(name)).exists():
         there = f"the zoo has {', '.join(members)}" if members else "the zoo has not been built"
         raise UserError(
             f"no model is called {one_line(name, 80)!r} ({there}); give one of the zoo's names, "
