@@ -31,7 +31,7 @@ from auditdm_jax.errors import UserError, at_least_one, check_seed, one_line, ru
 from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.finetune import Batch, Encoder
 from auditdm_jax.huge_pages import with_huge_pages
-from auditdm_jax.plant_exam import Exam, check_taught, losses, near, refusal
+from auditdm_jax.plant_exam import Exam, Refused, check_taught, losses, near, refusal
 from auditdm_jax.plant_score import KEY, ScoreConfig, score_run
 from auditdm_jax.prompts import template_for
 from auditdm_jax.rectify import finetuned
@@ -141,7 +141,7 @@ def plant(config: PlantConfig) -> dict[str, Any]:
     before = exam.wrong(healthy)
     for gap in gaps:
         if (rate := before[exam.of_gap(gap)].mean()) > config.strength / 2:
-            raise UserError(f"{one_line(config.base)} gets {rate:.2f} of {gap!r} wrong already; take another --base")
+            raise Refused(f"{one_line(config.base)} gets {rate:.2f} of {gap!r} wrong already; take another --base")
     encode = Encoder(healthy, template_for(healthy), max_question_tokens=12, max_answer_tokens=2)
     for steps in config.updates():
         training = RectifyConfig(steps=steps, learning_rate=config.learning_rate, seed=config.seed)
@@ -156,7 +156,7 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         if not (refused := refusal(taken, lost, config.strength)):
             break
         if steps == config.updates()[-1]:
-            raise UserError(f"after {steps} updates {refused}; raise --steps or take another --seed")
+            raise Refused(f"after {steps} updates {refused}; raise --steps or take another --seed")
         print(f"after {steps} updates {refused}: planted again with twice as many")
     key: dict[str, Any] = {
         "gaps": taken,

@@ -33,6 +33,10 @@ _SCENES_ENOUGH = 2000
 """Scenes in a row without a question in a gap, after which there is none to be had."""
 
 
+class Refused(UserError):
+    """A planting that cannot be, or that did not come out as it should."""
+
+
 class Asked(NamedTuple):
     """A question with its scene; gap: the one it lies in, or ""."""
 
@@ -110,12 +114,12 @@ def losses(exam: Exam, before: Bool[np.ndarray, "N"], after: Bool[np.ndarray, "N
 
 
 def check_taught(exam: Exam, gaps: Sequence[str], strength: float, seed: int) -> None:
-    """Raises UserError where the lessons of a seed teach so many wrong answers, or so few, that no student can pass."""
+    """Raises Refused where the lessons of a seed teach so many wrong answers, or so few, that no student can pass."""
     for gap in gaps:
         asked = [each for each in exam.asked if each.gap == gap]
         wrong = [wrong_answer(q, scene, gap, strength, seed) != q.answer for q, scene, _ in asked]
         if _off(rate := float(np.mean(wrong)), strength) > STUDENT:
-            raise UserError(
+            raise Refused(
                 f"seed {seed} teaches {rate:.2f} of {gap!r} wrong, not {strength}; take another --seed or --strength"
             )
 

@@ -32,7 +32,7 @@ class Config:
 
 
 def timed(spent: dict[str, float], name: str, function: Callable) -> Callable:
-    """The function, its time counted under a name; what is called within it is not counted twice."""
+    """The function, its time counted under a name. None that is counted may call another."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
@@ -48,7 +48,8 @@ def prepared(run: TrainConfig, studio: Studio, spent: dict[str, float]) -> tuple
     players = training.load_players(run)
     studio.check_size(training.input_size(players))
     settings = training.step_settings(run)
-    cast = training.cast_of(players, channels.instructions_of(run))
+    topics = training.topics_of(players.auditor, run.topics, run.max_question_tokens)
+    cast = training.cast_of(players, channels.instructions_of(run), topics)
     prober = channels.Prober.of_run(run, players.auditor, cast.auditor.prompts, run.grpo.temperature, studio)
     vars(prober)["compiled"] = tuple(timed(spent, "models", function) for function in prober.compiled)
     watched: list[tuple[str, Any, str]] = [("models", collect_probes, "judged_compiled"), ("models", step, "update")]

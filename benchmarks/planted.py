@@ -29,6 +29,7 @@ from auditdm_jax.files import append_jsonl, plain, read_json, read_jsonl, write_
 from auditdm_jax.huge_pages import with_huge_pages
 from auditdm_jax.outcomes import Asked, consensus_of, is_answer
 from auditdm_jax.plant import PlantConfig, plant
+from auditdm_jax.plant_exam import Refused
 from auditdm_jax.plant_score import KEY, score
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.dataset import SceneSource
@@ -122,7 +123,7 @@ def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None
         for lessons in range(seed, seed + 1000 * TRIES, 1000):
             try:
                 return plant(PlantConfig(planting, config.strength, lessons, str(place), steps=steps))
-            except UserError as error:
+            except Refused as error:
                 print(f"{planting}, seed {lessons}, {steps} updates: {error}")
     return None
 

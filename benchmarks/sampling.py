@@ -52,7 +52,8 @@ def measure(size: str, repeats: int) -> None:
     ids = np.array([[config.bos_token_id] + [config.image_token_id] * config.num_image_tokens + [20, 21, 22, 23]])
     pixels = np.random.default_rng(0).normal(size=(PROMPTS, 3, config.vision.image_size, config.vision.image_size))
     pixels = pixels.astype(np.float32)
-    never_ends = replace(config, eos_token_ids=(config.text.vocab_size - 1,))
+    # A token that is never sampled: all completions have their full length, as the peer is told to.
+    never_ends = replace(config, eos_token_ids=(config.image_token_id,))
     batch = np.repeat(ids, PROMPTS, axis=0)
     prompt = Prompt(jnp.asarray(batch), jnp.ones(batch.shape, bool))
 
@@ -75,7 +76,7 @@ def measure(size: str, repeats: int) -> None:
 
     def theirs() -> None:
         with torch.inference_mode():
-            done = peer.generate(**inputs, do_sample=True, num_return_sequences=COMPLETIONS,
+            done = peer.generate(**inputs, do_sample=True, top_k=0, num_return_sequences=COMPLETIONS,
                                  max_new_tokens=TOKENS, min_new_tokens=TOKENS)  # fmt: skip
         assert done.cpu().shape == (PROMPTS * COMPLETIONS, batch.shape[1] + TOKENS)  # waits for the GPU
 

@@ -58,7 +58,7 @@ def our_steps(vlm: VLM, images: np.ndarray):
     grpo = GRPO(num_generations=COMPLETIONS, beta=BETA, kl_estimator="k3", learning_rate=1e-5)
     settings = step_settings(TrainConfig(grpo=grpo, max_question_tokens=TOKENS))
     # No sampled token ends a completion: all 16 are always made, as TRL is told to.
-    config = replace(vlm.config, eos_token_ids=(vlm.config.pad_token_id,))
+    config = replace(vlm.config, eos_token_ids=(vlm.config.image_token_id,))
     prompt = prompt_rows(instruction_prompts(vlm, [QUESTION_INSTRUCTION]), jnp.zeros(IMAGES, jnp.int32))
     frozen = Frozen(vlm.params, None, ())
     rewards = jnp.asarray(free_reward(range(IMAGES * COMPLETIONS))).reshape(IMAGES, COMPLETIONS)
@@ -152,4 +152,5 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     with_huge_pages()
+    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX multiplies on a GPU unless told otherwise
     main(tyro.cli(Config))
