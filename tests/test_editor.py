@@ -1,20 +1,23 @@
 """scenes/editor*.py: training resumes exactly and learns what the pipeline computes; what it writes is an editor."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from auditdm_jax.counterfactuals import Renderer
 from auditdm_jax.errors import UserError
 from auditdm_jax.scenes import editor
 from auditdm_jax.scenes.captions import parse_caption, sample_caption
 from auditdm_jax.scenes.editor import EditorTraining, autoencoder_loss, encode_cells, flow_loss, train, write_pipeline
-from auditdm_jax.scenes.editor_exam import carried_out, examine, spoilt
+from auditdm_jax.scenes.editor_exam import Exam, carried_out, examine, spoilt
 from auditdm_jax.scenes.editor_lessons import CHANGED_WEIGHT, pictures_of_cells, scene_lessons
+from auditdm_jax.scenes.editor_optimizer import Muon, restore, save
 from auditdm_jax.scenes.editor_parts import CAPTION_TOKENS, COMMAND_TOKENS, EditorSize, new_pipeline
 from auditdm_jax.scenes.edits import Edit, apply, sample_edit
 from auditdm_jax.scenes.parser import images_of, read_scenes, things
@@ -94,6 +97,36 @@ def test_training_resumes_exactly(tmp_path, monkeypatch):
     card = (tmp_path / "whole" / "editor" / "README.md").read_text()
     assert "edits carried out" in card
     assert "| change value |" in card
+
+
+def test_what_only_sizes_the_exam_may_differ_when_it_goes_on(tmp_path):
+    """A checkpoint of an earlier version tells of it among its settings, which is no matter either."""
+    part = torch.nn.Linear(2, 2)
+    optimizer = Muon([part], 0.1)
+    settings = asdict(TRAINING)
+    save(tmp_path / "new", {"part": part}, optimizer, settings, 7)
+    tensors, told = load_file(tmp_path / "new"), {"step": "5", "settings": json.dumps(settings)}
+    save_file(tensors, tmp_path / "old", told)
+    more = asdict(replace(TRAINING, examined=400))
+    assert restore(tmp_path / "new", {"part": part}, optimizer, more) == 7
+    assert restore(tmp_path / "old", {"part": part}, optimizer, more) == 5
+    for name in ("new", "old"):
+        with pytest.raises(UserError, match="other settings"):
+            restore(tmp_path / name, {"part": part}, optimizer, more | {"edits": 4})
+
+
+@pytest.mark.parametrize(("field", "value"), [("log_every", 0), ("log_every", -1), ("examined", 15), ("examined", 0)])
+def test_settings_that_no_checkpoint_could_be_made_with(field, value):
+    with pytest.raises(UserError, match=rf"^{field.replace('_', '-')} is {value}: it must be at least \d+[^\n]*$"):
+        EditorTraining(**{field: value})
+
+
+def test_the_card_tells_of_kinds_that_the_exam_did_not_have(pipeline):
+    right, wrong = np.ones(2, bool), np.zeros(3, bool)
+    text = editor.card(TRAINING, pipeline, Exam(right, {"add": right, "move": right[:0]}, wrong, right, 1.0))
+    assert "on 2 unseen test scenes" in text
+    assert "- edits carried out: 1.000 (95 % " in text
+    assert "| add | 1.000 |\n| move | 0.000 |\n" in text
 
 
 def test_the_directory_is_small_and_states_its_own_settings(directory):
@@ -267,9 +300,9 @@ def scene_of(seed: int) -> Scene:
 
 def test_the_exam_counts_what_is_seen():
     best, worst = (examine(Perfect(works), 40) for works in (True, False))
-    assert (best.done.rate, best.spoiled.rate, best.present.rate) == (1, 0, 1)
-    assert (worst.done.rate, worst.spoiled.rate, worst.present.rate) == (0, 0, 0)
-    assert sum(share.n for share in best.by_kind.values()) == best.commands == 40
+    assert (best.done.mean(), best.spoiled.mean(), best.present.mean()) == (1, 0, 1)
+    assert (worst.done.mean(), worst.spoiled.mean(), worst.present.mean()) == (0, 0, 0)
+    assert sum(map(len, best.by_kind.values())) == len(best.done) == 40
     assert "1.000 (95 %" in best.lines()[0]
 
 

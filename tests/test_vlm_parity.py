@@ -16,14 +16,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from auditdm_jax.models import convert, gemma
 from auditdm_jax.models.hf_config import config_from_hf, load_configs
-from auditdm_jax.models.vlm import (
-    VLM,
-    encode_images,
-    hidden_states,
-    init_params,
-    preprocess_on_device,
-    unembed,
-)
+from auditdm_jax.models.multimodal import preprocess_on_device
+from auditdm_jax.models.vlm import VLM, encode_images, hidden_states, init_params, unembed
 from auditdm_jax.sampling import Prompt, sample
 
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]

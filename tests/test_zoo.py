@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from tiny_zoo import SMALL
 
+from auditdm_jax.errors import UserError
 from auditdm_jax.scenes import zoo
 from auditdm_jax.scenes.captions import parse_caption
 from auditdm_jax.scenes.dataset import question_stream
@@ -85,6 +87,39 @@ def test_how_well_the_auditor_writes_is_counted(monkeypatch):
         "n": 4, "parsed": 0.5, "answered": 0.25, "unanswerable": 0.25, "unparsable": 0.5, "commands parsed": 0.75,
         "commands that can be done": 0.5, "captions parsed": 0.75,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_card_tells_of_doubts_even_if_there_were_none(share):
+    """But not of those of a member that has learned none."""
+    measured = {"n": 4, "overall": 0.5, "ci_low": 0.2, "ci_high": 0.8, "per_skill": {"color": 0.5}}
+    vlm = SimpleNamespace(params={})
+    assert f"Says unclear to {share:.3f} of" in zoo.card(ANSWERS, measured | {"abstention": share}, vlm)
+    assert "Says unclear" not in zoo.card(ANSWERS, measured, vlm)
+
+
+def test_a_member_starts_from_the_shipped_one_unless_its_own_was_built(tmp_path, monkeypatch):
+    """As the card's command asks of a new directory. A path that is not there would be taken for a hub's name."""
+    loaded = []
+    monkeypatch.setattr(zoo, "ZOO", tmp_path / "shipped")
+    monkeypatch.setattr(zoo, "learn", lambda *_: pytest.fail("it was trained"))
+
+    class Loading(Exception):
+        pass
+
+    def load(path, *_):
+        loaded.append(path)
+        raise Loading
+
+    monkeypatch.setattr(zoo.VLM, "load", load)
+    out, member = tmp_path / "zoo", replace(ASKS, base="a-base")
+    with pytest.raises(UserError, match=r"^a starts from a-base: build that first \(--members a-base\)$"):
+        zoo.train_member(member, out, tmp_path)
+    for folder in (tmp_path / "shipped", out):
+        (folder / "a-base").mkdir(parents=True)
+        with pytest.raises(Loading):
+            zoo.train_member(member, out, tmp_path)
+    assert loaded == [tmp_path / "shipped" / "a-base", out / "a-base"]
 
 
 def test_how_often_a_member_doubts_is_of_what_has_no_answer(monkeypatch):

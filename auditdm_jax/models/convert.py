@@ -6,14 +6,14 @@ Three spellings of parameter names are in use: the published hub files' (`vision
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -25,32 +25,31 @@ METADATA = {"format": "pt"}  # transformers asks for it
 INDEX = "model.safetensors.index.json"
 
 # Ours -> theirs. `{}` stands for the layer; names without it occur once.
-_LINEAR = {"kernel": "weight", "bias": "bias"}
-_NORM = {"scale": "weight", "bias": "bias"}
+_KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _VISION_LAYER = {
-    "attention_norm": ("layer_norm1", _NORM),
-    "q": ("self_attn.q_proj", _LINEAR),
-    "k": ("self_attn.k_proj", _LINEAR),
-    "v": ("self_attn.v_proj", _LINEAR),
-    "o": ("self_attn.out_proj", _LINEAR),
-    "mlp_norm": ("layer_norm2", _NORM),
-    "up": ("mlp.fc1", _LINEAR),
-    "down": ("mlp.fc2", _LINEAR),
+    "attention_norm": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "mlp_norm": "layer_norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
 }
 _TEXT_LAYER = {
-    "attention_norm": ("input_layernorm", _NORM),
-    "q": ("self_attn.q_proj", _LINEAR),
-    "k": ("self_attn.k_proj", _LINEAR),
-    "v": ("self_attn.v_proj", _LINEAR),
-    "o": ("self_attn.o_proj", _LINEAR),
-    "q_norm": ("self_attn.q_norm", _NORM),
-    "k_norm": ("self_attn.k_norm", _NORM),
-    "post_attention_norm": ("post_attention_layernorm", _NORM),
-    "mlp_norm": ("pre_feedforward_layernorm", _NORM),
-    "gate": ("mlp.gate_proj", _LINEAR),
-    "up": ("mlp.up_proj", _LINEAR),
-    "down": ("mlp.down_proj", _LINEAR),
-    "post_mlp_norm": ("post_feedforward_layernorm", _NORM),
+    "attention_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "post_mlp_norm": "post_feedforward_layernorm",
 }
 _OUTSIDE_LAYERS = {
     "vision/patch/kernel": "vision_tower.vision_model.embeddings.patch_embedding.weight",
@@ -73,20 +72,26 @@ _PROJECTOR = {
 }
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One leaf of our tree and where it lives in a checkpoint.
+class Entry(NamedTuple):
+    """One leaf of our tree, an array or a shape, and where it lives in a checkpoint.
 
-    name: the published name, with `{}` for the layer if stacked. shape: theirs, of one layer. to_ours /
-    to_theirs turn one layer's array into the other form (transposes and reshapes only).
+    name: the published name, with `{}` for the layer if stacked. stacked: how many layers, or 0. shape: theirs, of one
+    layer. turned: ours is their transpose, their later axes taken as one.
     """
 
-    path: tuple[str, ...]
+    leaf: Any
     name: str
     stacked: int
     shape: tuple[int, ...]
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_theirs: Callable[[np.ndarray], np.ndarray]
+    turned: bool
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """One layer's array of a checkpoint in our form."""
+        return array.reshape(len(array), -1).T if self.turned else array
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        """The inverse."""
+        return array.T.reshape(self.shape) if self.turned else array
 
 
 def entries(family: str, template: Params) -> Iterator[Entry]:
@@ -95,31 +100,21 @@ def entries(family: str, template: Params) -> Iterator[Entry]:
     for keys, leaf in jax.tree_util.tree_leaves_with_path(template):
         path = tuple(key.key for key in keys)
         stacked = leaf.shape[0] if "layers" in path else 0
+        shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
         if stacked:
             tower, _, part, kind = path
             table = _VISION_LAYER if tower == "vision" else _TEXT_LAYER
-            stem, kinds = table[part]
             prefix = "vision_tower.vision_model.encoder" if tower == "vision" else "language_model.model"
-            name = f"{prefix}.layers.{{}}.{stem}.{kinds[kind]}"
+            name = f"{prefix}.layers.{{}}.{table[part]}.{_KINDS[kind]}"
         else:
             name = names["/".join(path)]
-        shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
+        turned = path[-1] == "kernel" and not name.endswith("mm_input_projection_weight")
         if path == ("vision", "patch", "kernel"):
             side = round((shape[0] / 3) ** 0.5)
-            theirs = (shape[1], 3, side, side)
-            yield Entry(path, name, stacked, theirs, lambda a: a.reshape(len(a), -1).T, _unflatten(theirs))
-        elif path[-1] == "kernel" and not name.endswith("mm_input_projection_weight"):
-            yield Entry(path, name, stacked, shape[::-1], np.transpose, np.transpose)
-        else:
-            yield Entry(path, name, stacked, shape, _same, _same)
-
-
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-def _unflatten(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda array: array.T.reshape(shape)
+            shape = (shape[1], 3, side, side)
+        elif turned:
+            shape = shape[::-1]
+        yield Entry(leaf, name, stacked, shape, turned)
 
 
 def short_name(name: str) -> str:
@@ -141,7 +136,7 @@ def load_params(directory: Path, family: str, template: Params, dtype: Any) -> P
     Raises UserError for missing, misshapen or unreadable tensors, naming the first.
     """
     files = _weight_files(directory)
-    params: Params = {}
+    leaves = []
     for entry in entries(family, template):
         if entry.stacked:
             array = None
@@ -152,10 +147,8 @@ def load_params(directory: Path, family: str, template: Params, dtype: Any) -> P
                 array[layer] = one
         else:
             array = entry.to_ours(_read(directory, files, entry.name, entry.shape)).astype(dtype)
-        node = params
-        for key in entry.path[:-1]:
-            node = node.setdefault(key, {})
-        node[entry.path[-1]] = jnp.asarray(array)
+        leaves.append(jnp.asarray(array))
+    params = jax.tree.unflatten(jax.tree.structure(template), leaves)
     _check_head(directory, files, params["text"]["embedding"])
     return params
 
@@ -209,26 +202,19 @@ def _check_head(directory: Path, files: dict[str, tuple[Any, str]], embedding: A
 
 def save_params(directory: Path, family: str, params: Params) -> None:
     """Write the tree as safetensors under the published names: one file, or 5 GB shards with an index."""
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = total = 0
+    state = {}
     for entry in entries(family, params):
-        array: Any = params
-        for key in entry.path:
-            array = array[key]
         for layer in range(max(entry.stacked, 1)):
-            one = entry.to_theirs(np.asarray(array[layer] if entry.stacked else array))
-            if size and size + one.nbytes > SHARD_BYTES:
-                shards.append({})
-                size = 0
-            shards[-1][entry.name.format(layer)] = np.ascontiguousarray(one)
-            size, total = size + one.nbytes, total + one.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], directory / "model.safetensors", metadata=METADATA)
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / file_name, metadata=METADATA)
-        weight_map |= dict.fromkeys(shard, file_name)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / INDEX).write_text(json.dumps(index, indent=2))
+            one = np.asarray(entry.leaf[layer] if entry.stacked else entry.leaf)
+            state[entry.name.format(layer)] = np.ascontiguousarray(entry.to_theirs(one))
+    split = split_state_dict_into_shards_factory(
+        state,
+        get_storage_size=lambda array: array.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    for file_name, names in split.filename_to_tensors.items():
+        save_file({name: state[name] for name in names}, directory / file_name, metadata=METADATA)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (directory / INDEX).write_text(json.dumps(index, indent=2))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from auditdm_jax.models.layers import UNROLL_UP_TO, Params, dense, gelu, random_dense, rms_norm, scan_layers
+from auditdm_jax.models.layers import UNROLL_UP_TO, Params, dense, random_dense, rms_norm, scan_layers
 
 # Finite, so that a query without any visible key (padding) gives numbers instead of NaN.
 MASKED = -1e30
@@ -166,7 +166,7 @@ def decode(
         mixed = _attend(config, _rotate(q, cos, sin), [*blocks, (k, v, mask)])
         x = x + rms_norm(p["post_attention_norm"], dense(p["o"], mixed), config.norm_eps)
         h = rms_norm(p["mlp_norm"], x, config.norm_eps)
-        h = dense(p["down"], gelu(dense(p["gate"], h)) * dense(p["up"], h))
+        h = dense(p["down"], jax.nn.gelu(dense(p["gate"], h)) * dense(p["up"], h))  # its tanh approximation
         x = x + rms_norm(p["post_mlp_norm"], h, config.norm_eps)
         return x, ((k, v) if return_keys else None)
 

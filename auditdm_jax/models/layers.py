@@ -53,11 +53,6 @@ def layer_norm(p: Params, x: Float[Array, "*batch D"], eps: float) -> Float[Arra
     return (wide * p["scale"].astype(jnp.float32) + p["bias"].astype(jnp.float32)).astype(x.dtype)
 
 
-def gelu(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-    """The tanh approximation, as both families were trained with."""
-    return jax.nn.gelu(x, approximate=True)
-
-
 def scan_layers(
     body: Callable[[Any, Any], tuple[Any, Any]],
     carry: Any,

@@ -40,9 +40,9 @@ def attach(params: Params, adapters: Params) -> Params:
 
 def merge(params: Params, adapters: Params) -> Params:
     """The tree with adapters folded into the kernels, `kernel + a @ b` in float32, in the kernels' dtype."""
-    layers = dict(params["text"]["layers"])
+    folded = {}
     for target, adapter in adapters.items():
-        kernel = layers[target]["kernel"]
+        kernel = params["text"]["layers"][target]["kernel"]
         update = jnp.einsum("lir,lro->lio", adapter["lora_a"], adapter["lora_b"], precision="highest")
-        layers[target] = layers[target] | {"kernel": (kernel.astype(jnp.float32) + update).astype(kernel.dtype)}
-    return params | {"text": params["text"] | {"layers": layers}}
+        folded[target] = {"kernel": (kernel.astype(jnp.float32) + update).astype(kernel.dtype)}
+    return attach(params, folded)

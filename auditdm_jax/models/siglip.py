@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from auditdm_jax.models.layers import Params, dense, gelu, layer_norm, random_dense, scan_layers
+from auditdm_jax.models.layers import Params, dense, layer_norm, random_dense, scan_layers
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def encode(
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         x = x + dense(p["o"], jnp.einsum("bnqk,bknh->bqnh", weights, v).reshape(x.shape))
         h = layer_norm(p["mlp_norm"], x, config.norm_eps)
-        return x + dense(p["down"], gelu(dense(p["up"], h))), None
+        return x + dense(p["down"], jax.nn.gelu(dense(p["up"], h))), None  # its tanh approximation
 
     x, _ = scan_layers(layer, x, params["layers"], remat=remat)
     return layer_norm(params["norm"], x, config.norm_eps)

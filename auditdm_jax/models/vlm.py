@@ -21,32 +21,9 @@ from auditdm_jax import prompts, sampling
 from auditdm_jax.errors import UserError, disk_full, is_disk_full
 from auditdm_jax.images import BadImage, open_rgb, to_rgb
 from auditdm_jax.models import convert
-from auditdm_jax.models.hf_config import (
-    config_from_hf,
-    directory_of,
-    load_configs,
-    load_processor,
-    save_configs,
-)
+from auditdm_jax.models.hf_config import config_from_hf, directory_of, load_configs, load_processor, save_configs
 from auditdm_jax.models.layers import Params
-from auditdm_jax.models.multimodal import (
-    VLMConfig,
-    encode_images,
-    hidden_states,
-    init_params,
-    preprocess_on_device,
-    unembed,
-)
-
-__all__ = [
-    "VLM",
-    "VLMConfig",
-    "encode_images",
-    "hidden_states",
-    "init_params",
-    "preprocess_on_device",
-    "unembed",
-]
+from auditdm_jax.models.multimodal import VLMConfig, encode_images, hidden_states, init_params, unembed
 
 
 class VLM:
@@ -162,21 +139,17 @@ class VLM:
             raise UserError(f"{len(images)} images for {len(questions)} questions; give one image a question")
         texts = [prompts.answer_text(self.config.family, self.processor, question) for question in questions]
         texts = [prompts.expanded_text(self.config.family, self.processor, text) for text in texts]
-        rows = [prompts.token_ids(self.tokenizer, text) for text in texts]
+        rows = [prompts.token_ids(self.tokenizer, text).tolist() for text in texts]
         answers: list[str] = []
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
             answers += self._answer_batch(images[part], rows[part], max_new_tokens)
         return answers
 
-    def _answer_batch(self, images: Sequence[Any], rows: list[np.ndarray], max_new_tokens: int) -> list[str]:
+    def _answer_batch(self, images: Sequence[Any], rows: list[list[int]], max_new_tokens: int) -> list[str]:
         # Few distinct shapes, so that few are compiled: widths in steps of 16, row counts in powers of two.
         count, width = 1 << (len(rows) - 1).bit_length(), -(-max(map(len, rows)) // 16) * 16
-        ids = np.full((count, width), self.config.pad_token_id, np.int32)
-        mask = np.zeros((count, width), bool)
-        for i in range(count):
-            row = rows[min(i, len(rows) - 1)]
-            ids[i, : len(row)], mask[i, : len(row)] = row, True
+        ids, mask = prompts.padded([*rows, *rows[-1:] * (count - len(rows))], width, self.config.pad_token_id)
         pixels = self.pixel_values(images)
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], count - len(rows), axis=0)])
         done = sampling.sample(
@@ -189,9 +162,7 @@ class VLM:
             max_new_tokens=max_new_tokens,
             temperature=0.0,
         )
-        pairs = zip(np.asarray(done.ids[:, 0]), np.asarray(done.mask[:, 0]), strict=True)
-        texts = [self.tokenizer.decode(ids[mask], skip_special_tokens=True).strip() for ids, mask in pairs]
-        return texts[: len(rows)]
+        return [text.strip() for text in prompts.texts_of(self.tokenizer, done.ids, done.mask)][: len(rows)]
 
     def pixel_values(self, images: Sequence[np.ndarray | Image.Image | str | Path]) -> Float32[np.ndarray, "B 3 H W"]:
         """Images as the model takes them, prepared by the Hugging Face processor (no pan-and-scan crops)."""

@@ -10,7 +10,7 @@ from auditdm_jax.scenes.world import COLORS, GRID, MATERIALS, SHAPES, SIZES, SPE
 DEFAULTS = {"size": "medium", "material": "solid"}
 DEFAULT_WEATHER = "sunny"
 _ATTRIBUTES = {"size": SIZES, "color": COLORS, "material": MATERIALS, "shape": SHAPES}
-_MARKS = {"in a frame": "framed", "behind bars": "barred"}
+_MARKS = ("in a frame", "behind bars")
 
 
 def parse_caption(text: str) -> Scene | None:
@@ -51,17 +51,7 @@ def parse_thing(text: str) -> Thing | None:
     fields = {name: word for word in words for name, options in _ATTRIBUTES.items() if word in options}
     if len(fields) < len(words) or not {"color", "shape"} <= set(fields):
         return None
-    given = DEFAULTS | fields
-    marked = _MARKS.get(mark)
-    return Thing(
-        "shape",
-        given["color"],
-        given["shape"],
-        given["size"],
-        given["material"],
-        framed=marked == "framed",
-        barred=marked == "barred",
-    )
+    return Thing("shape", **(DEFAULTS | fields), framed=mark == "in a frame", barred=mark == "behind bars")
 
 
 def sample_caption(scene: Scene, rng: np.random.Generator, max_words: int) -> tuple[Scene, str]:

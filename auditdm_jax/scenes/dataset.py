@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from auditdm_jax.scenes.captions import sample_caption
-from auditdm_jax.scenes.edits import sample_edit
 from auditdm_jax.scenes.language import ALWAYS_ANSWERABLE, SKILLS
 from auditdm_jax.scenes.questions import Asker, Question
 from auditdm_jax.scenes.render import render
@@ -66,7 +64,7 @@ def question_stream(
     Batch i depends on (seed, i) alone, so a resumed run goes on exactly where it stopped. In the batches
     `nonsense`, some of the unanswerable questions are nonsense (`Asker.nonsense`).
     """
-    for batch, scenes, pictures in _scene_batches(seed, start, images):
+    for batch, scenes, pictures in scene_batches(seed, start, images):
         rng = np.random.default_rng((seed, batch))
         askers = [Asker(scene, rng) for scene in scenes]
         share = NONSENSE_SHARE if batch in nonsense else 0.0
@@ -74,27 +72,7 @@ def question_stream(
         yield pictures, [[asker.draw(*settings) for _ in range(per_image)] for asker in askers]
 
 
-def command_stream(seed: int, start: int, images: int, per_image: int) -> Iterator[tuple[np.ndarray, list[list[str]]]]:
-    """As `question_stream`, of edit commands that can be carried out in their scenes."""
-    for batch, scenes, pictures in _scene_batches(seed, start, images):
-        rng = np.random.default_rng((seed, batch, 1))
-        yield pictures, [[sample_edit(scene, rng, "train").command for _ in range(per_image)] for scene in scenes]
-
-
-def caption_stream(
-    seed: int, start: int, images: int, per_image: int, max_words: int
-) -> Iterator[tuple[np.ndarray, list[list[str]]]]:
-    """As `question_stream`, of short captions: half tell of the scene as it is, half of the scene after an edit."""
-    for batch, scenes, pictures in _scene_batches(seed, start, images):
-        rng = np.random.default_rng((seed, batch, 2))
-        told = [
-            [scene if rng.random() < 0.5 else sample_edit(scene, rng, "train").scene for _ in range(per_image)]
-            for scene in scenes
-        ]
-        yield pictures, [[sample_caption(scene, rng, max_words)[1] for scene in row] for row in told]
-
-
-def _scene_batches(seed: int, start: int, images: int) -> Iterator[tuple[int, list[Scene], np.ndarray]]:
+def scene_batches(seed: int, start: int, images: int) -> Iterator[tuple[int, list[Scene], np.ndarray]]:
     """Numbered batches of training scenes with their pictures; those of different seeds share none."""
     for batch in count(start):
         yield batch, *scenes_of("train", seed * 100_000_000 + batch * images, images)

@@ -23,14 +23,13 @@ from torch.nn.functional import mse_loss
 
 from auditdm_jax.config import RenderSettings
 from auditdm_jax.counterfactuals import Renderer
-from auditdm_jax.errors import run_cli
+from auditdm_jax.errors import UserError, at_least_one, run_cli
 from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.pipelines import FAMILIES, SETTINGS_FILE, quiet
 from auditdm_jax.scenes.editor_exam import Exam, cells_read, examine, headline
 from auditdm_jax.scenes.editor_lessons import pictures_of_cells, scene_lessons
-from auditdm_jax.scenes.editor_optimizer import Muon
+from auditdm_jax.scenes.editor_optimizer import Muon, restore, save
 from auditdm_jax.scenes.editor_parts import CAPTION_TOKENS, COMMAND_TOKENS, EditorSize, new_pipeline
-from auditdm_jax.scenes.editor_state import restore, save
 from auditdm_jax.scenes.parser import images_of, things
 from auditdm_jax.scenes.world import GRID, WEATHERS
 from auditdm_jax.scenes.zoo_paths import ZOO
@@ -72,6 +71,11 @@ class EditorTraining:
     examined: int = 1000
     """Test scenes whose edits the card counts; an eighth of them at each checkpoint."""
     size: EditorSize = field(default_factory=EditorSize)
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "log_every")
+        if self.examined < 16:
+            raise UserError(f"examined is {self.examined}: it must be at least 16, two of them for a checkpoint")
 
 
 def _generator(training: EditorTraining, stage: int, step: int) -> torch.Generator:
@@ -261,13 +265,13 @@ def card(training: EditorTraining, pipeline: Any, result: Exam) -> str:
         f"- Defaults, in {SETTINGS_FILE}: {', '.join(f'{name} {value}' for name, value in RENDERING.items())}.",
         "- Made again by: `python -m auditdm_jax.scenes.editor --out zoo`",
         "",
-        f"## Measured on {result.commands} unseen test scenes, read back from the pixels",
+        f"## Measured on {result.done.size} unseen test scenes, read back from the pixels",
         "",
         *[f"- {line}" for line in result.lines()],
         "",
         "| edit | carried out |",
         "|---|---|",
-        *[f"| {kind} | {done.rate:.3f} |" for kind, done in result.by_kind.items()],
+        *[f"| {kind} | {done.mean() if done.size else 0:.3f} |" for kind, done in result.by_kind.items()],
     ]
     return "\n".join(lines) + "\n"
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jaxtyping import Bool
 
 from auditdm_jax.counterfactuals import Renderer
 from auditdm_jax.evals import wilson
@@ -20,44 +21,32 @@ from auditdm_jax.scenes.world import SIZE, Scene
 
 
 @dataclass(frozen=True)
-class Share:
-    """hits of n."""
-
-    hits: int
-    n: int
-
-    @property
-    def rate(self) -> float:
-        return self.hits / self.n if self.n else 0.0
-
-    def __str__(self) -> str:
-        low, high = wilson(self.hits, self.n)
-        return f"{self.rate:.3f} (95 % {low:.3f} to {high:.3f})"
-
-
-@dataclass(frozen=True)
 class Exam:
-    """commands: how many were tried. Shares: edits carried out, in all and by kind; cells that an edit should have
-    left alone and changed; captioned things that were drawn at their place. seconds: of 64 edits."""
+    """Of every edit whether it was carried out, in all and by kind; of every cell that an edit should have left alone
+    whether it changed; of every captioned thing whether it was drawn at its place. seconds: of 64 edits."""
 
-    commands: int
-    done: Share
-    by_kind: dict[str, Share]
-    spoiled: Share
-    present: Share
+    done: Bool[np.ndarray, "N"]
+    by_kind: dict[str, Bool[np.ndarray, "_"]]
+    spoiled: Bool[np.ndarray, "C"]
+    present: Bool[np.ndarray, "T"]
     seconds: float
 
     def lines(self) -> list[str]:
         return [
-            f"edits carried out: {self.done}",
-            f"untouched cells changed: {self.spoiled}",
-            f"captioned things drawn: {self.present}",
+            f"edits carried out: {share(self.done)}",
+            f"untouched cells changed: {share(self.spoiled)}",
+            f"captioned things drawn: {share(self.present)}",
             f"64 edits took {self.seconds:.1f} s",
         ]
 
 
+def share(hits: Bool[np.ndarray, "N"]) -> str:
+    low, high = wilson(hits.sum(), hits.size)
+    return f"{hits.mean():.3f} (95 % {low:.3f} to {high:.3f})"
+
+
 def headline(exam: Exam) -> str:
-    return f"edits {exam.done.rate:.3f} spoiled {exam.spoiled.rate:.3f} captioned {exam.present.rate:.3f}"
+    return f"edits {exam.done.mean():.3f} spoiled {exam.spoiled.mean():.3f} captioned {exam.present.mean():.3f}"
 
 
 @torch.no_grad()
@@ -67,7 +56,7 @@ def cells_read(pipeline: Any, count: int) -> float:
     pixels = torch.from_numpy(images).to(pipeline.device).permute(0, 3, 1, 2) / 127.5 - 1
     latents = pipeline.vae.encode(pixels).latent_dist.mode()
     decoded = (pipeline.vae.decode(latents).sample.clamp(-1, 1) + 1) * 127.5
-    return _present(scenes, read_scenes(decoded.round().byte().permute(0, 2, 3, 1).cpu().numpy())).rate
+    return float(_present(scenes, read_scenes(decoded.round().byte().permute(0, 2, 3, 1).cpu().numpy())).mean())
 
 
 def examine(renderer: Renderer, count: int) -> Exam:
@@ -79,18 +68,17 @@ def examine(renderer: Renderer, count: int) -> Exam:
     edited = renderer.edit(jnp.asarray(images), [edit.command for edit in edits], range(count))
     seconds = (time.monotonic() - started) / count * 64
     readings = read_scenes(np.asarray(edited))
-    done = np.array([carried_out(*case) for case in zip(scenes, edits, readings, strict=True)])
+    cases = list(zip(scenes, edits, readings, strict=True))
+    done = np.array([carried_out(*case) for case in cases])
     kinds = np.array([edit.kind for edit in edits])
-    spoiled = np.concatenate([spoilt(*case) for case in zip(scenes, edits, readings, strict=True)])
     told, captions = zip(
         *[sample_caption(scene, rng, CAPTION_TOKENS - 1) for scene in scenes[: count // 2]], strict=True
     )
     drawn = renderer.generate(captions, range(count // 2), SIZE)
     return Exam(
-        commands=count,
-        done=Share(int(done.sum()), count),
-        by_kind={kind: Share(int(done[kinds == kind].sum()), int((kinds == kind).sum())) for kind in KINDS},
-        spoiled=Share(int(spoiled.sum()), len(spoiled)),
+        done=done,
+        by_kind={kind: done[kinds == kind] for kind in KINDS},
+        spoiled=np.concatenate([spoilt(*case) for case in cases]),
         present=_present(told, read_scenes(np.asarray(drawn))),
         seconds=seconds,
     )
@@ -110,12 +98,12 @@ def spoilt(before: Scene, edit: Edit, after: Reading) -> list[bool]:
     return [seen != wanted or not readable for old, wanted, seen, readable in told if wanted == old]
 
 
-def _present(scenes: Sequence[Scene], readings: list[Reading]) -> Share:
-    """Of the things of the scenes, those that are read at their places."""
+def _present(scenes: Sequence[Scene], readings: list[Reading]) -> Bool[np.ndarray, "T"]:
+    """Of each thing of the scenes, whether it is read at its place."""
     right = [
-        bool(seen == wanted and readable)
+        seen == wanted and readable
         for scene, reading in zip(scenes, readings, strict=True)
         for wanted, seen, readable in zip(scene.cells, reading.scene.cells, reading.readable(), strict=True)
         if wanted is not None
     ]
-    return Share(sum(right), len(right))
+    return np.array(right)

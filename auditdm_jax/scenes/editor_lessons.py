@@ -4,7 +4,6 @@ Batch i depends on (seed, i) alone, so a resumed training goes on exactly where 
 into `parser.things()`: there are so few cells that each is encoded once.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from auditdm_jax.scenes.captions import sample_caption
 from auditdm_jax.scenes.editor_parts import CAPTION_TOKENS
 from auditdm_jax.scenes.edits import Edit, sample_edit
 from auditdm_jax.scenes.parser import images_of, things
-from auditdm_jax.scenes.world import GRID, SPECIALS, WEATHERS, Scene, Thing, sample_scene
+from auditdm_jax.scenes.world import GRID, SPECIALS, WEATHERS, Scene, sample_scene
 
 # Weight of a cell that the text changes (in a caption: that it fills) against one that stays as it was.
 CHANGED_WEIGHT = 7.0
@@ -31,16 +30,6 @@ class Lessons(NamedTuple):
     cells: np.ndarray
     texts: list[str]
     weights: np.ndarray
-
-
-@lru_cache(maxsize=1)
-def _indices() -> dict[Thing | None, int]:
-    return {thing: index for index, thing in enumerate(things())}
-
-
-def indices_of(scene: Scene) -> list[int]:
-    """The 16 cells of a scene as indices into `things()`."""
-    return [_indices()[thing] for thing in scene.cells]
 
 
 def pictures_of_cells(seed: int, batch: int, count: int) -> np.ndarray:
@@ -70,7 +59,8 @@ def scene_lessons(seed: int, batch: int, count: int, edits: bool) -> Lessons:
         before, texts = [scene for scene, _ in told], [text for _, text in told]
         after = before
     weathers = np.array([[WEATHERS.index(scene.weather) for scene in scenes] for scenes in (before, after)])
-    cells = np.array([[indices_of(scene) for scene in scenes] for scenes in (before, after)])
+    known = {thing: index for index, thing in enumerate(things())}
+    cells = np.array([[[known[thing] for thing in scene.cells] for scene in scenes] for scenes in (before, after)])
     changed = (cells[0] != cells[1]) | (weathers[0] != weathers[1])[:, None] if edits else cells[1] > 0
     weights = np.where(changed, CHANGED_WEIGHT, 1.0)
     return Lessons(weathers, cells, texts, (weights / weights.mean(1, keepdims=True)).astype(np.float32))

@@ -113,7 +113,10 @@ def carry_out(scene: Scene, kind: str, slots: Slots) -> Scene | None:
     if kind == "change background":
         return scene._replace(weather=slots["weather"])
     if kind == "add":
-        return _add(scene, slots)
+        thing, place = parse_thing(slots["one"]), _place(slots)
+        if thing is None or scene.cells[place] is not None or (thing.kind != "shape" and scene.special(thing.kind)):
+            return None
+        return _with(scene, {place: thing})
     name = "ref" if kind in _ATTRIBUTES else "" if kind == "change value" else "any"
     cell = _cell_of(scene, slots, name)
     if cell is None:
@@ -132,13 +135,6 @@ def carry_out(scene: Scene, kind: str, slots: Slots) -> Scene | None:
     if other is None or (kind == "move" and scene.cells[other] is not None):
         return None
     return _with(scene, {cell: scene.cells[other], other: thing})
-
-
-def _add(scene: Scene, slots: Slots) -> Scene | None:
-    thing, cell = parse_thing(slots["one"]), _place(slots)
-    if thing is None or scene.cells[cell] is not None or (thing.kind != "shape" and scene.special(thing.kind)):
-        return None
-    return _with(scene, {cell: thing})
 
 
 def _place(slots: Slots) -> int:

@@ -1,6 +1,5 @@
 """The oracle: the true answer to any question of the world's language, from the scene graph alone."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from auditdm_jax.scenes.language import Ref, parse
@@ -17,6 +16,7 @@ _SPECIAL_OF_SKILL = {
     "small_text": "label",
     "world_knowledge": "flag",
 }
+_MARK_OF_SKILL = {"object_relationship": "framed", "distraction": "barred"}
 
 
 class Verdict(NamedTuple):
@@ -46,9 +46,43 @@ def answer(scene: Scene, skill: str, slots: Slots) -> str | None:
     if skill == "weather":
         return scene.weather
     if skill in _SPECIAL_OF_SKILL:
-        thing = scene.special(_SPECIAL_OF_SKILL[skill])
-        return thing.value if thing else None
-    return _ANSWERS[skill](scene, slots)
+        special = scene.special(_SPECIAL_OF_SKILL[skill])
+        return special.value if special else None
+    if skill == "counting":
+        return str(len(find(scene, slots["group"])))
+    if skill == "comparing_counts":
+        return _yes(len(find(scene, slots["group"])) > len(find(scene, slots["group2"])))
+    if skill == "hallucination":
+        return _yes(bool(scene.special(slots["special"]) if "special" in slots else find(scene, slots["thing"])))
+    if skill in _MARK_OF_SKILL:
+        marked = [thing for _, thing in scene.shapes() if getattr(thing, _MARK_OF_SKILL[skill])]
+        name = "material" if slots["attribute"] == "pattern" else slots["attribute"]
+        return getattr(marked[0], name) if len(marked) == 1 else None
+    return _answer_of_described(scene, skill, slots)
+
+
+def _answer_of_described(scene: Scene, skill: str, slots: Slots) -> str | None:
+    """Of one shape that a description singles out, or of two different ones."""
+    found = find(scene, slots["ref"])
+    if len(found) != 1:
+        return None
+    ((cell, thing),) = found
+    if skill == "localization":
+        return quadrant(cell)
+    if skill == "negation":
+        return _yes(thing.color != slots["color"])
+    if skill in ("color", "shape", "material"):
+        return getattr(thing, skill)
+    others = find(scene, slots["ref2"])
+    if len(others) != 1 or others == found:
+        return None
+    ((cell2, thing2),) = others
+    if skill == "size_comparison":
+        size, size2 = SIZES.index(thing.size), SIZES.index(thing2.size)
+        return _yes(size > size2 if slots["comparison"] == "larger" else size < size2)
+    (row, column), (row2, column2) = divmod(cell, GRID), divmod(cell2, GRID)
+    holds = {"left of": column < column2, "right of": column > column2, "above": row < row2, "below": row > row2}
+    return _yes(holds[slots["relation"]])
 
 
 def matches(thing: Thing, ref: Ref) -> bool:
@@ -66,95 +100,8 @@ def find(scene: Scene, ref: Ref) -> list[tuple[int, Thing]]:
     return [(cell, thing) for cell, thing in scene.shapes() if matches(thing, ref)]
 
 
-def _unique(scene: Scene, ref: Ref) -> tuple[int, Thing] | None:
-    found = find(scene, ref)
-    return found[0] if len(found) == 1 else None
-
-
 def _yes(truth: bool) -> str:
     return "yes" if truth else "no"
-
-
-def _attribute(attribute: str) -> Callable[[Scene, Slots], str | None]:
-    def of_ref(scene: Scene, slots: Slots) -> str | None:
-        found = _unique(scene, slots["ref"])
-        return getattr(found[1], attribute) if found else None
-
-    return of_ref
-
-
-def _marked(mark: str) -> Callable[[Scene, Slots], str | None]:
-    def of_marked(scene: Scene, slots: Slots) -> str | None:
-        name = "material" if slots["attribute"] == "pattern" else slots["attribute"]
-        found = [thing for _, thing in scene.shapes() if getattr(thing, mark)]
-        return getattr(found[0], name) if len(found) == 1 else None
-
-    return of_marked
-
-
-def _counting(scene: Scene, slots: Slots) -> str:
-    return str(len(find(scene, slots["group"])))
-
-
-def _comparing_counts(scene: Scene, slots: Slots) -> str:
-    return _yes(len(find(scene, slots["group"])) > len(find(scene, slots["group2"])))
-
-
-def _pair(scene: Scene, slots: Slots) -> tuple[tuple[int, Thing], tuple[int, Thing]] | None:
-    first, second = _unique(scene, slots["ref"]), _unique(scene, slots["ref2"])
-    return (first, second) if first and second and first[0] != second[0] else None
-
-
-def _size_comparison(scene: Scene, slots: Slots) -> str | None:
-    pair = _pair(scene, slots)
-    if pair is None:
-        return None
-    first, second = (SIZES.index(thing.size) for _, thing in pair)
-    return _yes(first > second if slots["comparison"] == "larger" else first < second)
-
-
-def _spatial(scene: Scene, slots: Slots) -> str | None:
-    pair = _pair(scene, slots)
-    if pair is None:
-        return None
-    (row, column), (row2, column2) = (divmod(cell, GRID) for cell, _ in pair)
-    return _yes(
-        {"left of": column < column2, "right of": column > column2, "above": row < row2, "below": row > row2}[
-            slots["relation"]
-        ]
-    )
-
-
-def _hallucination(scene: Scene, slots: Slots) -> str:
-    if "special" in slots:
-        return _yes(scene.special(slots["special"]) is not None)
-    return _yes(bool(find(scene, slots["thing"])))
-
-
-def _negation(scene: Scene, slots: Slots) -> str | None:
-    found = _unique(scene, slots["ref"])
-    return _yes(found[1].color != slots["color"]) if found else None
-
-
-def _localization(scene: Scene, slots: Slots) -> str | None:
-    found = _unique(scene, slots["ref"])
-    return quadrant(found[0]) if found else None
-
-
-_ANSWERS: dict[str, Callable[[Scene, Slots], str | None]] = {
-    "color": _attribute("color"),
-    "shape": _attribute("shape"),
-    "material": _attribute("material"),
-    "counting": _counting,
-    "comparing_counts": _comparing_counts,
-    "size_comparison": _size_comparison,
-    "spatial_relationship": _spatial,
-    "object_relationship": _marked("framed"),
-    "distraction": _marked("barred"),
-    "hallucination": _hallucination,
-    "negation": _negation,
-    "localization": _localization,
-}
 
 
 def condition(scene: Scene, skill: str, slots: Slots, truth: str) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from auditdm_jax.scenes.render import render
+from auditdm_jax.scenes.render import cell
 from auditdm_jax.scenes.world import (
     CELL,
     COLORS,
@@ -55,10 +55,7 @@ def things() -> tuple[Thing | None, ...]:
 @lru_cache(maxsize=len(WEATHERS))
 def pictures(weather: str) -> np.ndarray:
     """uint8 [things, 768]: the pictures of `things()` in a weather, pixel by pixel."""
-    known = things()
-    padded = known + (None,) * (-len(known) % _CELLS)
-    scenes = [Scene(weather, padded[first : first + _CELLS]) for first in range(0, len(padded), _CELLS)]
-    return np.concatenate([cells_of(render(scene)[None])[0] for scene in scenes])[: len(known)]
+    return np.stack([cell(weather, thing).ravel() for thing in things()])
 
 
 def images_of(weathers: np.ndarray, indices: np.ndarray) -> np.ndarray:

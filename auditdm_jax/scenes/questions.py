@@ -148,13 +148,7 @@ class Asker:
         taken = [i for i in cells if self.scene.cells[i] is not None]
         cell = self._pick(taken if taken and self._uniform() < 0.85 else cells)
         thing, (row, column) = self.scene.cells[cell], divmod(cell, GRID)
-        if thing is None:
-            words = "nothing"
-        elif thing.kind == "shape":
-            words = f"{thing.size} {thing.color} {thing.material} {thing.shape}"
-        else:
-            words = f"{thing.kind} {thing.value}"
-        return Question(f"describe {row + 1} {column + 1}", words, "description")
+        return Question(f"describe {row + 1} {column + 1}", thing.words() if thing else "nothing", "description")
 
     def _slots(self, skill: str) -> oracle.Slots | None:
         """Slots whose question has an answer here, or usually has; answers balanced where the scene permits."""
@@ -169,8 +163,9 @@ class Asker:
         if skill in ("size_comparison", "spatial_relationship"):
             return self._balanced_pair(skill, "yes" if self._uniform() < 0.5 else "no")
         if skill in ("color", "shape", "material", "localization", "negation"):
-            hidden = {"negation": "color"}.get(skill, skill)
-            refs = [ref for ref in self.unique if not self._tells(ref, hidden)]
+            # A description must not give away what is asked about.
+            hidden = {"negation": "color", "shape": "noun"}.get(skill, skill)
+            refs = [ref for ref in self.unique if getattr(ref, hidden, "") in ("", "object")]
             if not refs:
                 return None
             slots: oracle.Slots = {"ref": self._pick(refs)}
@@ -180,13 +175,6 @@ class Asker:
                 slots["color"] = color if self._uniform() < 0.5 else self._pick(others)
             return slots
         return {}
-
-    @staticmethod
-    def _tells(ref: Ref, attribute: str) -> bool:
-        """Whether a description gives the asked attribute away."""
-        return {"color": bool(ref.color), "shape": ref.noun != "object", "material": bool(ref.material)}.get(
-            attribute, False
-        )
 
     def _group(self, wanted: int) -> Ref:
         """A plural description that fits `wanted` shapes, or as near as this scene has."""
@@ -252,7 +240,7 @@ class Asker:
                 return Ref(self._pick(NOUNS), size=self._pick(SIZES))
             return Ref(self._pick(NOUNS), self._pick(COLORS) if self._uniform() < 0.5 else "")
 
-        slots: oracle.Slots = {
+        return {
             "ref": anything(),
             "ref2": anything(),
             "color": self._pick(COLORS),
@@ -263,4 +251,3 @@ class Asker:
             "group2": anything(),
             "thing": anything(),
         }
-        return slots

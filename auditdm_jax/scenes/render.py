@@ -47,13 +47,14 @@ _FLAGS = {
 
 def render(scene: Scene) -> np.ndarray:
     """uint8 [64, 64, 3] picture of a scene."""
-    cells = np.stack([_cell(scene.weather, thing) for thing in scene.cells])
+    cells = np.stack([cell(scene.weather, thing) for thing in scene.cells])
     grid = cells.reshape(GRID, GRID, CELL, CELL, 3)
     return grid.transpose(0, 2, 1, 3, 4).reshape(SIZE, SIZE, 3)
 
 
 @cache  # about 11,000 different cells of 768 bytes exist
-def _cell(weather: str, thing: Thing | None) -> np.ndarray:
+def cell(weather: str, thing: Thing | None) -> np.ndarray:
+    """uint8 [16, 16, 3] picture of a cell with a thing or nothing in it; read only."""
     pixels = np.empty((CELL, CELL, 3), np.uint8)
     pixels[:] = _BACKGROUND[weather]
     if weather == "rainy":

@@ -50,6 +50,11 @@ class Thing(NamedTuple):
     barred: bool = False
     value: str = ""
 
+    def words(self) -> str:
+        """What it is, without its frame or bars: "large red striped star", "face happy"."""
+        shape = f"{self.size} {self.color} {self.material} {self.shape}"
+        return shape if self.kind == "shape" else f"{self.kind} {self.value}"
+
 
 class Scene(NamedTuple):
     """weather: one of `WEATHERS`; cells: 16 things or None, row by row from the top left."""
@@ -121,11 +126,7 @@ def caption(scene: Scene) -> str:
     for cell, thing in enumerate(scene.cells):
         if thing is None:
             continue
-        if thing.kind == "shape":
-            words = f"{thing.size} {thing.color} {thing.material} {thing.shape}"
-            words += " in a frame" if thing.framed else " behind bars" if thing.barred else ""
-        else:
-            words = f"{thing.kind} {thing.value}"
+        mark = " in a frame" if thing.framed else " behind bars" if thing.barred else ""
         row, column = divmod(cell, GRID)
-        parts.append(f"{words} at {row + 1} {column + 1}")
+        parts.append(f"{thing.words()}{mark} at {row + 1} {column + 1}")
     return ", ".join(parts)

@@ -35,11 +35,13 @@ from auditdm_jax.prompts import (
 )
 from auditdm_jax.rollout import ask_many
 from auditdm_jax.scenes import dataset
-from auditdm_jax.scenes.captions import parse_caption
-from auditdm_jax.scenes.edits import apply
+from auditdm_jax.scenes.captions import parse_caption, sample_caption
+from auditdm_jax.scenes.edits import apply, sample_edit
 from auditdm_jax.scenes.language import UNCLEAR
 from auditdm_jax.scenes.members import MEMBERS, Member, new_model
 from auditdm_jax.scenes.oracle import judge
+from auditdm_jax.scenes.questions import Asker
+from auditdm_jax.scenes.world import Scene
 from auditdm_jax.scenes.zoo_paths import ZOO
 
 LOG_EVERY = 200
@@ -105,17 +107,22 @@ def writing(vlm: VLM, member: Member, kind: str, first: int) -> Iterator[Batch]:
     """What the auditor writes on being told to: questions, commands, or captions that fit in its tokens."""
     instruction, tokens = WRITING[kind]
     encode = Encoder(vlm, instruction_template(vlm, instruction), max_question_tokens=0, max_answer_tokens=tokens)
-    shape = (member.seed, first, member.images, member.questions)
-    texts: Iterator[tuple[np.ndarray, list[list[str]]]]
+    nothing = [[""] * member.questions] * member.images
+    for number, scenes, images in dataset.scene_batches(member.seed, first, member.images):
+        yield encode(images, nothing, written(kind, scenes, member, number))
+
+
+def written(kind: str, scenes: list[Scene], member: Member, number: int) -> list[list[str]]:
+    """The texts of one batch, `member.questions` of each scene; half of the captions tell of it after an edit."""
+    rng = np.random.default_rng((member.seed, number, *{"command": [1], "caption": [2]}.get(kind, [])))
+    each = range(member.questions)
     if kind == "question":
-        stream = dataset.question_stream(*shape, member.distribution)
-        texts = ((images, [[q.text for q in row] for row in rows]) for images, rows in stream)
-    elif kind == "command":
-        texts = dataset.command_stream(*shape)
-    else:
-        texts = dataset.caption_stream(*shape, CAPTION_WORDS)
-    for images, rows in texts:
-        yield encode(images, [[""] * member.questions] * len(rows), rows)
+        askers = [Asker(scene, rng) for scene in scenes]
+        return [[asker.draw(member.distribution, "train").text for _ in each] for asker in askers]
+    if kind == "command":
+        return [[sample_edit(scene, rng, "train").command for _ in each] for scene in scenes]
+    told = [[scene if rng.random() < 0.5 else sample_edit(scene, rng, "train").scene for _ in each] for scene in scenes]
+    return [[sample_caption(scene, rng, CAPTION_WORDS)[1] for scene in row] for row in told]
 
 
 def examine(vlm: VLM, member: Member, count: int) -> dict:
@@ -155,9 +162,17 @@ def writing_quality(vlm: VLM, count: int) -> dict:
     }
 
 
+def base_of(member: Member, out: Path) -> Path:
+    """Where the checkpoint lies that a member starts from: in `out`, else among the shipped ones (UserError)."""
+    for folder in (out / member.base, ZOO / member.base):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"{member.name} starts from {member.base}: build that first (--members {member.base})")
+
+
 def train_member(member: Member, out: Path, work: Path) -> None:
     """Train one member, resuming from its last checkpoint, and write its checkpoint directory and card."""
-    vlm = VLM.load(out / member.base) if member.base else new_model(member)
+    vlm = VLM.load(base_of(member, out)) if member.base else new_model(member)
     learn(vlm, member, work / member.name, member.steps, member.learning_rate, batches)
     if member.doubts:
         learn(vlm, member, work / f"{member.name}-doubts", member.doubts, DOUBT_RATE, doubting)
@@ -230,7 +245,7 @@ def card(member: Member, result: dict, vlm: VLM) -> str:
         lines.append(f"Accuracy {result['overall']:.3f} (95 % {result['ci_low']:.3f} to {result['ci_high']:.3f}).")
         lines += ["", "| skill | accuracy |", "|---|---|"]
         lines += [f"| {skill} | {rate:.3f} |" for skill, rate in result["per_skill"].items()]
-        if result.get("abstention"):
+        if "abstention" in result:
             lines += ["", f"Says unclear to {result['abstention']:.3f} of questions without an answer in their scene."]
     return "\n".join(lines) + "\n"
 
