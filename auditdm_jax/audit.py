@@ -49,12 +49,7 @@ class Audit(NamedTuple):
 
 
 def audit(
-    panel: Panel,
-    batches: Source,
-    questions: int,
-    prompt_only_questions: int,
-    agreement: float,
-    seed: int,
+    panel: Panel, batches: Source, questions: int, prompt_only_questions: int, agreement: float, seed: int
 ) -> Audit:
     """One question of each of the first `questions` images, or of all if there are fewer.
 

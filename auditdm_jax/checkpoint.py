@@ -100,8 +100,7 @@ class Checkpointer:
                 saved = self._manager.save(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(_stored(leaves)),
-                        about=ocp.args.JsonSave(about),
+                        state=ocp.args.StandardSave(_stored(leaves)), about=ocp.args.JsonSave(about)
                     ),
                 )
         except Exception as error:
@@ -160,10 +159,7 @@ class Checkpointer:
 
 
 def check_config(
-    saved: Mapping[str, Any],
-    config: Mapping[str, Any],
-    run: str | os.PathLike[str],
-    may_differ: Sequence[str] = (),
+    saved: Mapping[str, Any], config: Mapping[str, Any], run: str | os.PathLike[str], may_differ: Sequence[str] = ()
 ) -> None:
     """Raises UserError naming the fields in which two configurations (JSON's types) differ."""
     there, here = (flatten_dict(settings, sep=".") for settings in (saved, config))

@@ -10,16 +10,7 @@ from jaxtyping import Array, UInt8
 
 from auditdm_jax.answering import Translate, examine
 from auditdm_jax.channels import Prober, Probes
-from auditdm_jax.collect import (
-    Batch,
-    Drawn,
-    FollowUps,
-    Memory,
-    StepSettings,
-    auditor_params,
-    drawn_topics,
-    earned,
-)
+from auditdm_jax.collect import Batch, Drawn, FollowUps, Memory, StepSettings, auditor_params, drawn_topics, earned
 from auditdm_jax.config import CHANNELS
 from auditdm_jax.layout import QUESTION, Layout, layout
 from auditdm_jax.policy_gradient import zero_signal

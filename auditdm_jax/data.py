@@ -135,11 +135,7 @@ class ImageSource:
         """The position, in JSON's types: after `set_state` the same batches follow."""
         with self._lock:
             skipped = {str(index): reason for index, reason in self._bad.items()}
-        return {
-            "position": self._batches.get_state(),
-            "skipped": skipped,
-            "images": self._fingerprint,
-        }
+        return {"position": self._batches.get_state(), "skipped": skipped, "images": self._fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position. Raises UserError if it was taken over other images."""

@@ -154,11 +154,8 @@ def batches(images: np.ndarray, kinds: Sequence[Lessons], encode: Encoder, confi
 def finetuned(target: VLM, data: Iterator[Batch], config: RectifyConfig, name: str) -> VLM:
     """The target after `config.steps` updates on one arm's data."""
     optimizer = make_optimizer(config.optimizer, config.learning_rate, config.steps)
-    if config.lora_rank:
-        trainable = lora.init(jax.random.key(config.seed), target.params, config.lora_rank)
-        frozen = target.params
-    else:
-        trainable, frozen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), target.params), None
+    trainable = lora.trainable_of(jax.random.key(config.seed), target.params, config.lora_rank)
+    frozen = target.params if config.lora_rank else None
     with tqdm(total=config.steps, desc=name, unit="step") as bar:
 
         def on_step(state, loss: float) -> None:
@@ -167,8 +164,7 @@ def finetuned(target: VLM, data: Iterator[Batch], config: RectifyConfig, name: s
 
         settings = dict(config=target.config, optimizer=optimizer, remat=config.remat, on_step=on_step)
         state = fit(init_state(trainable, optimizer), frozen, data, config.steps, **settings)
-    learned = state.trainable if frozen is None else lora.merge(frozen, state.trainable)
-    params = jax.tree.map(lambda new, old: new.astype(old.dtype), learned, target.params)
+    params = lora.learned(target.params, state.trainable)
     return VLM(params, target.config, target.processor, target.hf_config)
 
 

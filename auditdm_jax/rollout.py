@@ -19,14 +19,7 @@ def prompt_rows(prompts: Prompt, rows: Int[Array, "B"]) -> Prompt:
 
 
 @partial(jax.jit, static_argnames=("config", "num_generations", "max_new_tokens", "temperature"))
-def ask(
-    params,
-    config: VLMConfig,
-    prompt: Prompt,
-    images: UInt8[Array, "B H W 3"],
-    key: Array,
-    **how,
-) -> Completions:
+def ask(params, config: VLMConfig, prompt: Prompt, images: UInt8[Array, "B H W 3"], key: Array, **how) -> Completions:
     """G completions of each image's prompt, [B, G, T]; image and prompt are computed once. how: as `sample` has it."""
     features = encode_images(params, config, preprocess_on_device(config, images))
     return sample(params, config, prompt, features, key, **how)

@@ -31,12 +31,7 @@ from auditdm_jax.state import AuditState, Cast, Frozen, Params, Trained
 Draw = Callable[[], Array]
 
 
-def make_step(
-    cast: Cast,
-    settings: StepSettings,
-    translate: Translate | None = None,
-    prober: Prober | None = None,
-):
+def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = None, prober: Prober | None = None):
     """step(state, images, draw=None) -> (state, metrics, record).
 
     translate: None where every model reads the auditor's tokens. prober: None where the auditor only asks. draw: gives
@@ -136,11 +131,7 @@ def refill(batch: Batch, other: Batch) -> Batch:
 
 @partial(jax.jit, static_argnames=("config", "settings"))
 def update(
-    trained: Trained,
-    frozen: Frozen,
-    config: VLMConfig,
-    batch: Batch,
-    settings: StepSettings,
+    trained: Trained, frozen: Frozen, config: VLMConfig, batch: Batch, settings: StepSettings
 ) -> tuple[Trained, dict[str, Array]]:
     """`num_iterations` policy-gradient updates with one batch of questions and their rewards.
 

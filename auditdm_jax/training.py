@@ -65,10 +65,7 @@ def initial_state(config: TrainConfig, players: Players, optimizer: optax.Gradie
     """The run's pytree before its first step."""
     key = jax.random.key(config.seed)
     base = players.auditor.params
-    if config.lora_rank:
-        trainable = lora.init(jax.random.fold_in(key, 1), base, config.lora_rank)
-    else:
-        trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), base)  # a copy: this one is donated
+    trainable = lora.trainable_of(jax.random.fold_in(key, 1), base, config.lora_rank)  # a copy, for it is donated
     trained = Trained(
         trainable,
         optimizer.init(trainable),
@@ -226,8 +223,6 @@ def one_run(step: Callable) -> Callable:
 
 def save_auditor(folder: Path, state: AuditState, auditor: VLM) -> None:
     """The trained auditor as a Hugging Face checkpoint directory; adapters are folded in."""
-    trained, base = state.trained.auditor, state.frozen.auditor
-    params = trained if "text" in trained else lora.merge(base, trained)
-    params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, base)
+    params = lora.learned(state.frozen.auditor, state.trained.auditor)
     with atomic_folder(folder) as draft:
         VLM(params, auditor.config, auditor.processor, auditor.hf_config).save(draft)

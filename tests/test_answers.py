@@ -69,16 +69,7 @@ def wordpiece():
 
 
 def sentencepiece():
-    merges = [
-        ("▁", "t"),
-        ("h", "e"),
-        ("▁t", "he"),
-        ("t", "w"),
-        ("tw", "o"),
-        ("1", ","),
-        ("0", "0"),
-        (".", "5"),
-    ]
+    merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("t", "w"), ("tw", "o"), ("1", ","), ("0", "0"), (".", "5")]
     letters = [*"▁abcdefghijklmnopqrstuvwxyzTER0123456789.,'%é"]
     tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *(a + b for a, b in merges)]
     vocabulary = {token: index for index, token in enumerate(tokens)}

@@ -25,10 +25,7 @@ CONFIG = {"target": "zoo/S", "learning_rate": 0.1, "steps": 10, "log": {"every":
 
 def new_state(value: float = 1.0) -> dict:
     """One leaf of every kind that a training state may hold."""
-    params = {
-        "layers": {"q": jnp.full((2, 3), value, jnp.bfloat16)},
-        "bias": jnp.full((3,), value, jnp.float32),
-    }
+    params = {"layers": {"q": jnp.full((2, 3), value, jnp.bfloat16)}, "bias": jnp.full((3,), value, jnp.float32)}
     return {
         "params": params,
         "opt_state": optax.adamw(1e-3).init(params),
@@ -154,10 +151,7 @@ def test_long_lists_of_differences_are_cut():
     [
         (lambda s: s["params"].update(bias=jnp.zeros((4,))), r"\['params'\]\['bias'\] is float32\[3\] there"),
         (lambda s: s["params"].update(bias=jnp.zeros((3,), jnp.bfloat16)), r"and bfloat16\[3\] here"),
-        (
-            lambda s: s["params"].update(more=jnp.zeros(())),
-            r"\['more'\] is absent there and float32\[\] here",
-        ),
+        (lambda s: s["params"].update(more=jnp.zeros(())), r"\['more'\] is absent there and float32\[\] here"),
         (lambda s: s["params"].pop("bias"), r"\['bias'\] is float32\[3\] there and absent here"),
         (lambda s: s.update(key=jax.random.key(0, impl="rbg")), r"key<fry>\[\] there and key<rbg>\[\] here"),
     ],

@@ -23,11 +23,7 @@ from auditdm_jax.scenes.language import (
 )
 from auditdm_jax.scenes.world import COLORS, MATERIALS, SIZES, SPECIALS
 
-REFS = st.builds(
-    Ref,
-    st.sampled_from(NOUNS),
-    *(st.sampled_from(("", *words)) for words in (COLORS, SIZES, MATERIALS)),
-)
+REFS = st.builds(Ref, st.sampled_from(NOUNS), *(st.sampled_from(("", *words)) for words in (COLORS, SIZES, MATERIALS)))
 WORDS = {"relation": RELATIONS, "comparison": COMPARISONS, "attribute": ATTRIBUTES, "color": COLORS}
 
 

@@ -33,10 +33,7 @@ BY_HAND = {
         "which color does the large striped object have?": "blue",
         "what color is the small blue object?": "blue",
     },
-    "shape": {
-        "what shape is the green object?": "triangle",
-        "which shape does the checkered object have?": "star",
-    },
+    "shape": {"what shape is the green object?": "triangle", "which shape does the checkered object have?": "star"},
     "counting": {
         "how many triangles are there?": "2",
         "how many objects are there?": "6",  # shapes: neither the person nor the dot is an object
@@ -76,10 +73,7 @@ BY_HAND = {
         "is there any medium dotted triangle?": "yes",
         "is there any large dotted triangle?": "no",
     },
-    "material": {
-        "what pattern does the heart have?": "solid",
-        "which pattern is on the green object?": "dotted",
-    },
+    "material": {"what pattern does the heart have?": "solid", "which pattern is on the green object?": "dotted"},
     "action": {"what is the person doing?": "jumping"},
     "emotion": {"how does the face feel?": "sad"},
     "weather": {"what is the weather?": "night"},

@@ -16,14 +16,7 @@ from safetensors.torch import load_file, save_file
 from auditdm_jax.config import RenderSettings
 from auditdm_jax.counterfactuals import Renderer
 from auditdm_jax.errors import UserError, is_out_of_memory
-from auditdm_jax.pipelines import (
-    FAMILIES,
-    SCHNELL,
-    SETTINGS_FILE,
-    family_of,
-    load_pipeline,
-    quiet,
-)
+from auditdm_jax.pipelines import FAMILIES, SCHNELL, SETTINGS_FILE, family_of, load_pipeline, quiet
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

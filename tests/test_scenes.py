@@ -84,16 +84,9 @@ def test_splits_never_share_a_phrasing():
         of_split = {split: language.phrasings(language.FORMS[skill], split) for split in SPLITS}
         every = [pair for pairs in of_split.values() for pair in pairs]
         assert sorted(every) == sorted(product(language.LEADS, language.FORMS[skill]))
-        assert {split: len(pairs) for split, pairs in of_split.items()} == {
-            "train": 10,
-            "validation": 2,
-            "test": 2,
-        }
+        assert {split: len(pairs) for split, pairs in of_split.items()} == {"train": 10, "validation": 2, "test": 2}
         # Nor does any word first meet a model outside training.
-        assert {part for pair in of_split["train"] for part in pair} == {
-            *language.LEADS,
-            *language.FORMS[skill],
-        }
+        assert {part for pair in of_split["train"] for part in pair} == {*language.LEADS, *language.FORMS[skill]}
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -147,11 +140,7 @@ def test_every_two_different_things_look_different(weather):
 
 
 @settings(max_examples=60)
-@given(
-    seed=st.integers(0, 500),
-    cell=st.integers(0, NUM_CELLS - 1),
-    thing=st.sampled_from(EVERYTHING),
-)
+@given(seed=st.integers(0, 500), cell=st.integers(0, NUM_CELLS - 1), thing=st.sampled_from(EVERYTHING))
 def test_a_thing_changes_the_pixels_of_its_own_cell_only(seed, cell, thing):
     scene = sample_scene("train", seed)
     changed = scene._replace(cells=(*scene.cells[:cell], thing, *scene.cells[cell + 1 :]))

@@ -7,13 +7,7 @@ import pytest
 from PIL import Image
 
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.prompts import (
-    QUESTION_INSTRUCTION,
-    answer_text,
-    expanded_text,
-    instruction_template,
-    template_for,
-)
+from auditdm_jax.prompts import QUESTION_INSTRUCTION, answer_text, expanded_text, instruction_template, template_for
 from auditdm_jax.scenes.language import FORMS, SKILLS, UNCLEAR
 from auditdm_jax.scenes.members import Member, new_model
 from auditdm_jax.scenes.questions import Asker

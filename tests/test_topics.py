@@ -17,15 +17,7 @@ from auditdm_jax.prompts import texts_of
 from auditdm_jax.reward import BEGINNINGS as BEGINNINGS_OF_QUESTIONS
 from auditdm_jax.reward import Reward
 from auditdm_jax.step import make_step
-from auditdm_jax.topics import (
-    DECAY,
-    Topics,
-    counted,
-    draw_topics,
-    topic_weights,
-    topics_of,
-    unpaid,
-)
+from auditdm_jax.topics import DECAY, Topics, counted, draw_topics, topic_weights, topics_of, unpaid
 
 BEGINNINGS = ("how many", "is there any", "where")
 

@@ -28,8 +28,7 @@ LINEAR = {
 CONFIGS = {
     "paligemma, 2 queries a key": lambda: tiny_vlm.hf_config("paligemma"),
     "paligemma, one key head, no caps": lambda: tiny_vlm.hf_config(
-        "paligemma",
-        text={"num_key_value_heads": 1, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        "paligemma", text={"num_key_value_heads": 1, "attn_logit_softcapping": None, "final_logit_softcapping": None}
     ),
     "paligemma, short window, tight caps, 9 patches": lambda: tiny_vlm.hf_config(
         "paligemma",
@@ -43,8 +42,7 @@ CONFIGS = {
     ),
     "gemma3, 2 queries a key, pooled image": lambda: tiny_vlm.hf_config("gemma3"),
     "gemma3, short window, linear RoPE": lambda: tiny_vlm.hf_config(
-        "gemma3",
-        text={"num_key_value_heads": 1, "sliding_window": 4, "layer_types": MIXED, "rope_parameters": LINEAR},
+        "gemma3", text={"num_key_value_heads": 1, "sliding_window": 4, "layer_types": MIXED, "rope_parameters": LINEAR}
     ),
     "gemma3, equal heads, image not pooled": lambda: tiny_vlm.hf_config(
         "gemma3",
@@ -246,9 +244,7 @@ def test_a_deep_model_is_traced_as_fast_as_a_shallow_one():
 
     def program_size(depth: int) -> int:
         config = tiny_vlm.hf_config(
-            "gemma3",
-            text={"num_hidden_layers": depth, "layer_types": None},
-            vision={"num_hidden_layers": depth},
+            "gemma3", text={"num_hidden_layers": depth, "layer_types": None}, vision={"num_hidden_layers": depth}
         )
         ours = config_from_hf(config)
         shapes = jax.eval_shape(partial(init_params, config=ours), jax.random.key(0))

@@ -97,10 +97,7 @@ def _check_supported(text: Any, vision: Any) -> None:
         (text.hidden_activation == "gelu_pytorch_tanh", f"text activation {text.hidden_activation!r}"),
         (not text.attention_bias, "attention_bias"),
         (text.tie_word_embeddings, "an output head that is not tied to the embedding"),
-        (
-            isinstance(vision.image_size, int) and isinstance(vision.patch_size, int),
-            "images that are not square",
-        ),
+        (isinstance(vision.image_size, int) and isinstance(vision.patch_size, int), "images that are not square"),
     ]
     for supported, what in wanted:
         if not supported:

@@ -54,11 +54,7 @@ def layer_norm(p: Params, x: Float[Array, "*batch D"], eps: float) -> Float[Arra
 
 
 def scan_layers(
-    body: Callable[[Any, Any], tuple[Any, Any]],
-    carry: Any,
-    stacked: PyTree[Array],
-    *,
-    remat: bool = False,
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, stacked: PyTree[Array], *, remat: bool = False
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` of `body` over the leading layer axis L of `stacked`, unrolled up to `UNROLL_UP_TO` layers.
 

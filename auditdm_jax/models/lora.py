@@ -46,3 +46,14 @@ def merge(params: Params, adapters: Params) -> Params:
         update = jnp.einsum("lir,lro->lio", adapter["lora_a"], adapter["lora_b"], precision="highest")
         folded[target] = {"kernel": (kernel.astype(jnp.float32) + update).astype(kernel.dtype)}
     return attach(params, folded)
+
+
+def trainable_of(key: Array, params: Params, rank: int) -> Params:
+    """What trains of a model: new adapters, or at rank 0 a float32 copy of all that it has."""
+    return init(key, params, rank) if rank else jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+
+
+def learned(params: Params, trainable: Params) -> Params:
+    """The model after training, in its dtypes; adapters are folded in."""
+    whole = trainable if "text" in trainable else merge(params, trainable)
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), whole, params)

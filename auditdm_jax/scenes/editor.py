@@ -35,12 +35,7 @@ from auditdm_jax.scenes.world import GRID, WEATHERS
 from auditdm_jax.scenes.zoo_paths import ZOO
 
 # What it is trained for; written beside it.
-RENDERING: dict[str, Any] = {
-    "steps": 1,
-    "guidance": 1.0,
-    "max_command_tokens": COMMAND_TOKENS,
-    "micro_batch_size": 32,
-}
+RENDERING: dict[str, Any] = {"steps": 1, "guidance": 1.0, "max_command_tokens": COMMAND_TOKENS, "micro_batch_size": 32}
 FAMILY = replace(FAMILIES["FluxKontextPipeline"], **RENDERING)
 _CELLS = GRID * GRID
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -162,9 +162,6 @@ def new_model(member: Member, image_size: int = SIZE) -> VLM:
         )
         images = Gemma3ImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         processor = Gemma3Processor(
-            image_processor=images,
-            tokenizer=tokenizer,
-            chat_template=CHAT_TEMPLATE,
-            image_seq_length=image_tokens,
+            image_processor=images, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE, image_seq_length=image_tokens
         )
     return VLM.from_config(config, processor, jax.random.key(member.seed))
