@@ -1,7 +1,5 @@
 """alarms.py: alarms trip where they should, once, and not before; a log that is resumed knows what was before."""
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auditdm_jax.alarms import ALARMS, Alarm, Watch, duplicates, watch_row, watched
+from auditdm_jax.files import read_jsonl
 from auditdm_jax.log import Log
 
 GAP = "heldout/oracle/gap"
@@ -94,10 +93,7 @@ def test_a_resumed_log_alarms_as_an_unbroken_one(tmp_path, capsys):
             with Log(tmp_path / name, part[0], 6) as log:
                 for number in part:
                     log.write(number + 1, probe(gaps[number]))
-    rows = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "broken")
-    ]
+    rows = [read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "broken")]
     assert rows[0] == rows[1]
     np.testing.assert_array_equal([row["alarms"] for row in rows[0]], [0, 0, 0, 0, 1, 1])
     printed = capsys.readouterr().out

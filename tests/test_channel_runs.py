@@ -1,6 +1,5 @@
 """Whole runs through the channels: which step takes which, what is resumed, what is audited."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from auditdm_jax.choice import Choice
 from auditdm_jax.collect_probes import judged_compiled
 from auditdm_jax.config import CHANNELS, AuditConfig, Models, Probing, RenderSettings, TrainConfig
 from auditdm_jax.conventions import GRPO
+from auditdm_jax.files import read_jsonl
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.step import update
 
@@ -51,7 +51,7 @@ def test_between_steps_of_new_images_questions_are_asked(whole, tmp_path):
         function.clear_cache()
     training.train(whole)
     assert [function._cache_size() for function in compiled] == [1, 1]
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
     through = [row["step"] for row in rows if "edit/claimed" in row]
     asked = [row["step"] for row in rows if "outcome/claimed" in row]
     assert (through, asked) == ([2], [1, 2, 3])

@@ -6,11 +6,11 @@ import pytest
 import tiny_pipelines
 import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from one_line import expect
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from auditdm_jax import bridge
 from auditdm_jax.counterfactuals import Renderer, _resized
-from auditdm_jax.errors import UserError
 from auditdm_jax.pipelines import FAMILIES
 
 EDITORS = [name for name, family in FAMILIES.items() if family.edits]
@@ -262,17 +262,6 @@ def test_a_cpu_only_torch_beside_a_gpu_is_explained_once(load, recwarn):
         edited = renderer.edit(OnAGPU(pictures()), PROMPTS, [0, 1, 2])
     np.testing.assert_array_equal(edited, renderer.edit(OnAGPU(pictures()), PROMPTS, [0, 1, 2]))
     assert not recwarn.list
-
-
-def expect(call, *words) -> None:
-    """The call fails with one line that holds the words, and advice after a semicolon."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert ";" in message
-    for word in words:
-        assert word in message
 
 
 def test_errors(load):

@@ -8,20 +8,11 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from auditdm_jax import files
 from auditdm_jax.errors import UserError
-from auditdm_jax.files import (
-    append_jsonl,
-    atomic_file,
-    atomic_folder,
-    read_json,
-    rewind_jsonl,
-    write_json,
-    write_parquet,
-)
+from auditdm_jax.files import append_jsonl, atomic_file, atomic_folder, read_json, rewind_jsonl, write_json
 
 
 def full_disk(*_: object) -> None:
@@ -159,26 +150,3 @@ def test_rewind_drops_what_will_be_written_again(tmp_path):
         file.write('{"step": 3')
     rewind_jsonl(path, 3)
     assert rows(path) == [{"step": 1}, {"step": 2}, {"step": 3}, {"note": "no step"}]
-
-
-def test_datasets_opens_the_images_of_a_parquet_file(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    pixels = np.full((4, 4, 3), 7, np.uint8)
-    image = pa.array([{"bytes": png(pixels), "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    table = pa.table({"image": image, "question": ["what?"], "answers": [["a", "b"]]})
-    write_parquet(tmp_path / "d.parquet", table, images=["image"])
-    loaded = datasets.load_dataset(
-        "parquet", data_files=str(tmp_path / "d.parquet"), split="train", cache_dir=str(tmp_path / "cache")
-    )
-    np.testing.assert_array_equal(np.asarray(loaded[0]["image"]), pixels)
-    assert loaded[0]["answers"] == ["a", "b"]
-
-
-def png(pixels: np.ndarray) -> bytes:
-    import io
-
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()

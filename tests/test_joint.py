@@ -1,7 +1,6 @@
 """joint.py and training.py: seeds that train together train as they would alone."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -13,6 +12,7 @@ import pytest
 from auditdm_jax import training
 from auditdm_jax.config import Models, TrainConfig
 from auditdm_jax.conventions import GRPO
+from auditdm_jax.files import read_jsonl
 from auditdm_jax.joint import make_joint_step
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.step import make_step
@@ -59,10 +59,6 @@ def test_a_step_of_three_seeds_equals_three_steps(configs, paying):
     assert not np.array_equal(ids[0], ids[1])
 
 
-def rows_of(run: Path):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.slow
 def test_killed_and_resumed_together_or_alone_each_seed_has_its_run(configs, tmp_path, monkeypatch, paying):
     alone = [training.train(dataclasses.replace(config, out=str(tmp_path / "alone"))) for config in configs]
@@ -82,7 +78,9 @@ def test_killed_and_resumed_together_or_alone_each_seed_has_its_run(configs, tmp
     first = training.train(resumed[0])  # one goes on alone
     assert training.train_jointly(resumed[1:]) == [Path(config.out) / config.name for config in joint[1:]]
     for folder, other in zip([first, *(tmp_path / "joint" / f"seed{n}" for n in SEEDS[1:])], alone, strict=True):
-        for row, other_row in zip(rows_of(folder), rows_of(other), strict=True):
+        for row, other_row in zip(
+            read_jsonl(folder / "metrics.jsonl"), read_jsonl(other / "metrics.jsonl"), strict=True
+        ):
             assert row == pytest.approx(other_row, rel=1e-3, abs=1e-4)
         params, other_params = (VLM.load(path / "auditor").params for path in (folder, other))
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), params, other_params)

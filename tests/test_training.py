@@ -1,7 +1,6 @@
 """The whole step and the whole run, on tiny random models."""
 
 import dataclasses
-import json
 import shutil
 import struct
 import subprocess
@@ -19,7 +18,7 @@ from auditdm_jax import training
 from auditdm_jax.config import Models, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
-from auditdm_jax.files import write_json
+from auditdm_jax.files import read_jsonl, write_json
 from auditdm_jax.log import SHOWN, Log
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.runs import trained_auditor
@@ -77,10 +76,6 @@ def test_frozen_parameters_pass_through_uncopied(config, parts):
     assert float(metrics["sampling/drift_max"]) < 1e-4
 
 
-def rows_of(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.slow
 def test_killed_and_resumed_run_equals_an_unbroken_one(config, monkeypatch, paying):
     whole = training.train(dataclasses.replace(config, name="whole"))
@@ -100,7 +95,7 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(config, monkeypatch, payi
     with pytest.raises(UserError, match="--resume"):
         training.train(broken)
     again = training.train(dataclasses.replace(broken, resume=True))
-    assert rows_of(whole) == rows_of(again)
+    assert (whole / "metrics.jsonl").read_text() == (again / "metrics.jsonl").read_text()
     first, second = (VLM.load(run / "auditor").params for run in (whole, again))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     base = VLM.load(config.models.auditor).params
@@ -196,9 +191,9 @@ def test_overwrite_leaves_nothing_of_the_earlier_run(config):
     short = dataclasses.replace(config, steps=2)
     run = training.train(short)
     write_json(run / "audit" / "summary.json", {})
-    steps = [row["step"] for row in rows_of(run)]
+    steps = [row["step"] for row in read_jsonl(run / "metrics.jsonl")]
     training.train(dataclasses.replace(short, overwrite=True))
-    assert [row["step"] for row in rows_of(run)] == steps
+    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == steps
     assert not (run / "audit").exists()
 
 
@@ -226,7 +221,7 @@ def test_a_run_that_diverged_is_stopped(tmp_path):
     log.step(2, {**shares, "loss": jnp.array(jnp.nan)})
     with pytest.raises(UserError, match=r"loss is nan at step 2; lower --grpo.learning-rate"):
         log.flush()
-    assert [row["step"] for row in rows_of(tmp_path)] == [1]
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1]
 
 
 def test_the_bar_shows_verified_success_beside_the_claimed(tmp_path):
@@ -239,7 +234,7 @@ def test_a_run_begun_again_has_no_rows_of_the_one_before(tmp_path):
     for _ in range(2):
         with Log(tmp_path, 0, 2) as log:
             log.write(0, {"loss": 1.0})
-    assert len(rows_of(tmp_path)) == 1
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
 
 
 def test_tensorboard_has_every_value_of_a_row(tmp_path):
