@@ -30,7 +30,7 @@ from auditdm_jax.data import ImageSource, Source, open_images, reasons, trained_
 from auditdm_jax.errors import one_line
 from auditdm_jax.files import write_json
 from auditdm_jax.health import health_lines, reference_health
-from auditdm_jax.layout import layout, used_by_all
+from auditdm_jax.layout import used_by_all
 from auditdm_jax.outcomes import Answers, Examined, consensus_of, examine
 from auditdm_jax.runs import audit_settings
 from auditdm_jax.scenes.dataset import SceneSource
@@ -144,15 +144,14 @@ def open_unseen(
     return source if source.num_images >= batch_size else opened(batch_size=source.num_images)
 
 
-def guide_of(config: AuditConfig, settings: TrainConfig, batch_size: int) -> Guide | None:
+def guide_of(config: AuditConfig, settings: TrainConfig) -> Guide | None:
     """What the run knows of its auditor's questions; None where every question is asked as it is drawn."""
     topics = settings.topics if config.topic_share else ()
     candidates = config.candidates if config.temperature else 1  # greedily drawn they are all the same
     if candidates == 1 and not topics:
         return None
     critic = read_critic(Path(config.out) / config.name)
-    asked = float(layout(settings.probing, batch_size).asks().mean())
-    return Guide(critic, candidates, topics, config.topic_share, asked)
+    return Guide(critic, candidates, topics, config.topic_share)
 
 
 def main(config: AuditConfig) -> dict[str, Any]:
@@ -167,7 +166,7 @@ def main(config: AuditConfig) -> dict[str, Any]:
         run = one_line(Path(config.out) / config.name)
         print(f"there is no run {run}: auditing with the untrained auditor {one_line(models.auditor)!r}")
     batch_size = min(config.batch_size, config.questions)
-    guide = guide_of(config, settings, batch_size) if trained and not config.auditor else None
+    guide = guide_of(config, settings) if trained and not config.auditor else None
     panel, size = load_panel(trained, settings, config.temperature, batch_size, guide)
     spec = config.images or settings.images
     source = open_unseen(spec, settings.images, size, batch_size, config.seed)

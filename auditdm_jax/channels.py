@@ -163,7 +163,7 @@ class Prober:
             some = Prompt(prompt.input_ids[place], prompt.attention_mask[place])
             given = params, some, images[place], jax.random.fold_in(keys[0], number)
             if self.choice is not None:
-                part = self._chosen(self.choice, *given, channels[place], tokens, topical=True)
+                part = self._chosen(self.choice, *given, channels[place], tokens, shared_out.asks().mean())
             else:
                 begins = None  # a span is of questions alone or has none, and only questions are begun
                 if begun is not None and channels[rows[0]] == QUESTION:
@@ -192,19 +192,19 @@ class Prober:
         key: Array,
         channels: np.ndarray,
         tokens: int,
-        *,
-        topical: bool,
+        asked: float,
     ) -> Completions:
-        """One candidate of each image, [B, 1, T]. topical: some are questions that begin with a topic, but none of an
-        image that repeats the one before it, which fills up a batch."""
+        """One candidate of each image, [B, 1, T]. asked: share of all images that are asked about as they are. Some of
+        these have questions that begin with a topic, but none of an image that repeats the one before it, which fills
+        up a batch. 0: none has."""
         asks = channels == QUESTION
-        if topical:
+        if asked:
             shown = np.asarray(images)
             asks[1:] &= (shown[1:] != shown[:-1]).any((1, 2, 3))
-        begun = choice.begun(asks, tokens) if topical and asks.any() else None
+        begun = choice.begun(asks, tokens) if asked and asks.any() else None
         count = choice.guide.candidates if begun is None else begun.ids.shape[1]
         written = self._ask(params, prompt, images, key, count, tokens, begun)
-        return choice.pick(written, channels, asks, jax.random.fold_in(key, 2**30))
+        return choice.pick(written, channels, asks, jax.random.fold_in(key, 2**30), asked)
 
     def _ask(
         self,
@@ -291,7 +291,7 @@ class Prober:
             if self.choice is None:
                 asks = self._ask(*given, 1, tokens)
             else:
-                asks = self._chosen(self.choice, *given, np.full(len(rows), QUESTION), tokens, topical=False)
+                asks = self._chosen(self.choice, *given, np.full(len(rows), QUESTION), tokens, 0.0)
             asked = jax.tree.map(lambda all_, some: all_.at[rows].set(some), asked, asks)
         return asked
 

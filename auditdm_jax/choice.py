@@ -39,14 +39,12 @@ VARIETY = 0.4
 
 class Guide(NamedTuple):
     """What a run knows of its auditor's questions. critic: its weights. candidates: to be drawn of each image. topics:
-    with which others begin. share: of the audit's images, as many failures are to come from topics. asked: the share of
-    them that are asked about as they are; topics are asked of these, for all."""
+    with which others begin. share: of the audit's images, as many failures are to come from topics."""
 
     critic: Float[np.ndarray, "H F"]
     candidates: int
     topics: tuple[str, ...]
     share: float
-    asked: float = 1.0
 
 
 class Costs(NamedTuple):
@@ -88,9 +86,15 @@ class Choice:
         return np.append(np.full(self.guide.candidates, -1), np.arange(len(self.guide.topics)))
 
     def pick(
-        self, written: Completions, channels: Int[np.ndarray, "B"], asks: Bool[np.ndarray, "B"], key: Array
+        self,
+        written: Completions,
+        channels: Int[np.ndarray, "B"],
+        asks: Bool[np.ndarray, "B"],
+        key: Array,
+        asked: float = 1.0,
     ) -> Completions:
-        """One of the J candidates of each image, or of J + K; [B, 1, T]. channels: of each image."""
+        """One of the J candidates of each image, or of J + K; [B, 1, T]. channels: of each image. asked: the share of
+        all images that are asked about as they are; topics are asked of these, for all."""
         count, topics = self.guide.candidates, len(self.guide.topics)
         rows = written.ids.shape[:2]
         topic = jnp.broadcast_to(self._topic()[: rows[1]], rows)
@@ -102,24 +106,27 @@ class Choice:
         odds = np.log(odds / (1 - odds))
         beside = 1 / (1 + np.exp(-MIDDLE * np.median(odds, axis=1) - LIKELIEST * odds.max(1)))
         if topical.shape[1]:
-            self._given, self._chance = self._topics_of(topical, beside, asks, key), topical
+            self._given, self._chance = self._topics_of(topical, beside, asks, key, asked), topical
             chosen = np.where(self._given < 0, chosen, count + self._given)
         return jax.tree.map(lambda x: jnp.take_along_axis(x, chosen[:, None, None], axis=1), written)
 
     def _topics_of(
-        self, chance: Float[np.ndarray, "B K"], beside: Float[np.ndarray, "B"], asks: Bool[np.ndarray, "B"], key: Array
+        self,
+        chance: Float[np.ndarray, "B K"],
+        beside: Float[np.ndarray, "B"],
+        asks: Bool[np.ndarray, "B"],
+        key: Array,
+        asked: float,
     ) -> Int[np.ndarray, "B"]:
         """The topic that each image is asked with, -1 is none. chance: of each topic, by the critic; beside: of a
         question without one."""
         rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
-        images, each = asks.sum() / self.guide.asked, self.guide.share / len(self.guide.topics)
+        images, each = asks.sum() / asked, self.guide.share / len(self.guide.topics)
         self.images += images
         owed = np.maximum(each * self.images - self.found, 0)
         likely = np.minimum(chance[asks] * (self.found + DOUBT) / (self.expected + DOUBT), 1)
         given = np.full(len(asks), -1)
-        given[asks], self.costs = share_out(
-            rng, each * images, owed, likely, beside[asks], self.costs, self.guide.asked
-        )
+        given[asks], self.costs = share_out(rng, each * images, owed, likely, beside[asks], self.costs, asked)
         return given
 
     def learn(self, claimed: Bool[np.ndarray, "B"]) -> None:

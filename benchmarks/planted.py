@@ -202,7 +202,7 @@ def trained(world: World) -> Ask:
     if not (world.folder / "trained" / "auditor" / "config.json").exists():
         train(run)
     auditor = load_model(str(world.folder / "trained" / "auditor"))
-    guide = guide_of(AuditConfig(run.name, run.out, temperature=config.temperature), run, BATCH)
+    guide = guide_of(AuditConfig(run.name, run.out, temperature=config.temperature), run)
     return make_ask(auditor, auditor, run, config.temperature, None, guide)
 
 

@@ -35,8 +35,8 @@ def choice(candidates: int, share: float = 0.0) -> Choice:
     return Choice(Guide(CRITIC, candidates, ("how many", "who") if share else (), share), TOPICS if share else None)
 
 
-def picked(choice: Choice, chances: list, asks=(True, True, True)) -> list[int]:
-    found = choice.pick(written(np.array(chances)), QUESTIONS, np.array(asks), jax.random.key(0))
+def picked(choice: Choice, chances: list, asks=(True, True, True), asked=1.0) -> list[int]:
+    found = choice.pick(written(np.array(chances)), QUESTIONS, np.array(asks), jax.random.key(0), asked)
     assert found.ids.shape == (3, 1, 4)
     return found.ids[:, 0, 0].tolist()
 
@@ -68,9 +68,8 @@ def test_topics_are_asked_for_images_of_other_channels_too(monkeypatch):
         assert (chosen == 0).sum() == topical
     monkeypatch.setattr(choice_module, "COST", np.inf)
     for share, topical in ((1.0, 1), (0.5, 2)):  # of each topic 0.2 failures an image
-        some = choice(2, 0.4)
-        some.guide = some.guide._replace(asked=share)
-        assert picked(some, [[0.9, 0.9, 0.59, 0.01]] * 3).count(2) == topical
+        rows = [[0.9, 0.9, 0.59, 0.01]] * 3
+        assert picked(choice(2, 0.4), rows, asked=share).count(2) == topical
 
 
 def test_a_likely_candidate_among_unlikely_ones_is_not_believed(at_any_cost):
