@@ -1,14 +1,19 @@
 """asking.py: the models of a run as an audit speaks to them."""
 
 import shutil
+from collections import Counter
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auditdm_jax.asking import load_panel
-from auditdm_jax.choice import Guide
-from auditdm_jax.config import Models, TrainConfig
+from auditdm_jax.asking import load_panel, make_ask
+from auditdm_jax.checks import Faults
+from auditdm_jax.choice import Choice, Guide
+from auditdm_jax.config import Models, Probing, TrainConfig
+from auditdm_jax.critic import num_features
 from auditdm_jax.errors import UserError
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.dataset import scenes_of
@@ -54,3 +59,25 @@ def test_the_trained_auditor_is_guided_and_the_other_is_not(zoo):
     assert alone.asked == drawn.asked
     with pytest.raises(UserError, match="critic is of another auditor"):
         panel_of(Guide(critic[:, :-1], 2, (), 0))
+
+
+def test_topics_are_counted_by_the_share_of_the_batch_that_is_asked_about(zoo, monkeypatch):
+    """Of three images through two channels two are asked about as they are; of 24, 22."""
+    settings = TrainConfig(
+        models=Models(zoo["auditor"], zoo["target"], (zoo["a"],), zoo["b"]),
+        probing=Probing(("question", "edit")), reward=Reward(topics=("how many",), topic_share=0.1),
+    )  # fmt: skip
+    auditor, shares = load_model(zoo["auditor"]), []
+    critic = np.zeros((4, num_features(auditor.config.text.width)), np.float32)
+    real = Choice.pick
+    monkeypatch.setattr(Choice, "pick", lambda self, *given: shares.append(given[-1]) or real(self, *given))
+
+    def render(channel, images, texts, seeds):  # nothing is changed
+        return images, Faults(*[jnp.zeros(len(images), bool)] * 3)
+
+    studio = SimpleNamespace(editor=SimpleNamespace(counts=Counter()), render=render)
+    ask = make_ask(auditor, auditor, settings, 1.0, studio, Guide(critic, 2, settings.topics, 1.0))
+    for count in (3, 24):
+        ask(np.asarray(scenes_of("validation", 0, count)[1]), jax.random.key(0))
+    assert shares[0] == 2 / 3
+    assert 22 / 24 in shares
