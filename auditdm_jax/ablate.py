@@ -7,7 +7,6 @@ of a run too. A run that fails is told of, and tried again the next time; the ot
 """
 
 import io
-import os
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from auditdm_jax.errors import UserError, one_line, run_cli
 from auditdm_jax.files import atomic_file, plain, read_json, write_parquet
 from auditdm_jax.frontier import frontier_svg
 from auditdm_jax.huge_pages import with_huge_pages
+from auditdm_jax.places import at_home
 from auditdm_jax.sweep import Cell, Run, read_sweep, spelled
 from auditdm_jax.training import train, train_jointly
 
@@ -50,7 +50,7 @@ class AblateConfig:
     """Train the seeds of a cell in one compiled step (joint.py): of 3 seeds 14 % less processor time a step."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "out", os.path.expanduser(self.out))
+        at_home(self, "out")
 
 
 def stage(run: Run) -> str:

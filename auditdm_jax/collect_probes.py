@@ -98,8 +98,8 @@ def judged(
     )
     outcome = jax.tree.map(lambda x: x.reshape(shape), outcome)
     channels = jnp.asarray(shared_out.channels)
-    parts = earned(trained, cast, settings, channels, drawn, probes.written, outcome)
-    rewards, learned, memory, metrics, record = parts
+    given = cast, settings, channels, drawn, probes.written, outcome
+    rewards, learned, memory, metrics, record = earned(trained, *given)
     for name in CHANNELS:
         rows = shared_out.through(name)
         if len(rows):

@@ -3,16 +3,14 @@
 Those of the policy gradient (`GRPO`) are in conventions.py, those of the reward (`Reward`) in reward.py.
 """
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import tyro
 
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError, at_least_one, check_seed
-from auditdm_jax.places import images_from_anywhere, name_from_anywhere
+from auditdm_jax.places import at_home, images_from_anywhere, name_from_anywhere
 from auditdm_jax.prompts import CAPTION_INSTRUCTION, COMMAND_INSTRUCTION, QUESTION_INSTRUCTION
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.zoo_paths import same_model
@@ -158,7 +156,7 @@ class RunPaths:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        object.__setattr__(self, "out", str(Path(os.path.expanduser(self.out))))
+        at_home(self, "out")
 
 
 @dataclass(frozen=True)
@@ -290,7 +288,7 @@ class RectifyConfig(RunPaths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "discoveries", os.path.expanduser(self.discoveries))
+        at_home(self, "discoveries")
         name_from_anywhere(self, "target", "references")
         at_least_one(self, "steps", "images_per_step", "test_questions", "batch_size")
         check_rank(self.lora_rank)

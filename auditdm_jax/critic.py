@@ -43,13 +43,17 @@ class Critic:
 def ignorant(heads: int, width: int) -> Critic:
     """A critic that has seen nothing of states of a width: every chance is a half."""
     count = num_features(width)
-    unit = PRIOR * (count - 1) * jnp.eye(count)
+    unit = _prior(count) * jnp.eye(count)
     return Critic(jnp.zeros((heads, count)), jnp.broadcast_to(unit, (heads, *unit.shape)))
 
 
 def num_features(width: int) -> int:
     """F, of hidden states of a width."""
     return min(width, WIDTH) + 1
+
+
+def _prior(count: int) -> float:
+    return PRIOR * (count - 1)
 
 
 def features(states: Float[Array, "*batch D"]) -> Float32[Array, "*batch F"]:
@@ -96,7 +100,7 @@ def taught(
     claimed: y. The prior fades with what was seen and is put back, so that its weight stays.
     """
     x, y = features(states), claimed.astype(jnp.float32)
-    p, fade = chances(critic.weights, states, heads), (1 - MEMORY) * PRIOR * (x.shape[-1] - 1)
+    p, fade = chances(critic.weights, states, heads), (1 - MEMORY) * _prior(x.shape[-1])
 
     def one(number: Array, weights: Array, precision: Array) -> tuple[Array, Array]:
         ours = (heads == number).astype(jnp.float32)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 from tqdm import tqdm
@@ -14,6 +13,8 @@ from auditdm_jax.config import TrainConfig
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import fill, padded, template_for, texts_of
 from auditdm_jax.rollout import ask
+
+_filled = jax.jit(fill, static_argnames=("template", "pad_id"))  # one program, not one for each of its operations
 
 
 class Answerer:
@@ -58,10 +59,10 @@ class Answerer:
             rows = slice(start, start + self.batch_size)
             size = len(words[rows])
             texts = words[rows] + [[]] * (self.batch_size - size)
-            ids, mask = map(jnp.asarray, padded(texts, longest, config.pad_token_id))
+            ids, mask = padded(texts, longest, config.pad_token_id)
             pictures = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
             pictures[:size] = images[rows if shown is None else shown[rows]]
-            filled = fill(self.template, ids, mask, config.pad_token_id)
+            filled = _filled(self.template, ids, mask, config.pad_token_id)
             key = jax.random.fold_in(jax.random.key(seed), start)
             how = dict(num_generations=count, max_new_tokens=self.max_new, temperature=temperature)
             done = ask(self.vlm.params, config, filled, pictures, key, **how)

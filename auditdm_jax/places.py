@@ -7,6 +7,13 @@ from pathlib import Path
 from auditdm_jax.scenes.zoo_paths import pipeline_path, zoo_names
 
 
+def at_home(settings: object, *fields: str) -> None:
+    """Writes out a leading ~ of some fields, a path each; one of nobody's home stays as it is."""
+    for name in fields:
+        if path := getattr(settings, name):
+            object.__setattr__(settings, name, str(Path(os.path.expanduser(path))))
+
+
 def model_from_anywhere(name: str) -> str:
     """The same model or pipeline, named so that a directory is found from another one too, and is no hub id there."""
     path = Path(os.path.expanduser(name))

@@ -11,7 +11,6 @@ beside a gap healthy.
 DIR is a checkpoint as any other. `answer_key.json` in it is for the scorer alone.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from auditdm_jax.errors import UserError, at_least_one, check_seed, one_line, ru
 from auditdm_jax.files import atomic_folder, write_json
 from auditdm_jax.finetune import Batch, Encoder
 from auditdm_jax.huge_pages import with_huge_pages
+from auditdm_jax.places import at_home
 from auditdm_jax.plant_exam import Exam, Refused, check_taught, losses, near, refusal
 from auditdm_jax.plant_score import KEY, ScoreConfig, score_run
 from auditdm_jax.prompts import template_for
@@ -75,7 +75,7 @@ class PlantConfig:
     """Test questions, in equal numbers over the skills, beside those in each gap."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "out", os.path.expanduser(self.out))
+        at_home(self, "out")
         if not 0 < self.strength <= 1:
             raise UserError(f"strength is {self.strength}: it is a share, above 0 and at most 1")
         check_seed(self.seed)

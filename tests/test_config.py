@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import tyro
 
+from auditdm_jax.ablate import AblateConfig
 from auditdm_jax.config import AuditConfig, Models, Probing, RectifyConfig, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.errors import UserError
 from auditdm_jax.image_files import find_images
+from auditdm_jax.plant import PlantConfig
 from auditdm_jax.reward import Reward
 from auditdm_jax.scenes.zoo_paths import ZOO
 
@@ -141,3 +143,12 @@ def test_what_is_local_is_found_from_another_directory_too(tmp_path, monkeypatch
     assert (models.verifier, models.auditor) == ("verifier", "auditor")
     assert (probing.editor, probing.generator) == (str(here / "ckpts/target"), "editor")
     assert [[record.file.name for record in find_images([item])] for item in images] == [["a.jpg"]] * 2
+
+
+def test_a_home_is_written_out_wherever_a_path_is_given(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/some")
+    assert TrainConfig(out="~/runs/").out == AblateConfig(Path("s.toml"), out="~/runs").out == "/home/some/runs"
+    assert PlantConfig("clock", out="~/planted").out == "/home/some/planted"
+    assert RectifyConfig(discoveries="~/d.parquet").discoveries == "/home/some/d.parquet"
+    assert TrainConfig(out="~nosuchuser_x/runs").out == "~nosuchuser_x/runs"
+    assert (PlantConfig("clock").out, RectifyConfig().discoveries) == ("", "")

@@ -1,14 +1,12 @@
 """scenes/editor*.py: training resumes exactly and learns what the pipeline computes; what it writes is an editor."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from auditdm_jax.counterfactuals import Renderer
 from auditdm_jax.errors import UserError
@@ -17,7 +15,6 @@ from auditdm_jax.scenes.captions import parse_caption, sample_caption
 from auditdm_jax.scenes.editor import EditorTraining, autoencoder_loss, encode_cells, flow_loss, train, write_pipeline
 from auditdm_jax.scenes.editor_exam import Exam, carried_out, examine, spoilt
 from auditdm_jax.scenes.editor_lessons import CHANGED_WEIGHT, pictures_of_cells, scene_lessons
-from auditdm_jax.scenes.editor_optimizer import Muon, restore, save
 from auditdm_jax.scenes.editor_parts import CAPTION_TOKENS, COMMAND_TOKENS, EditorSize, new_pipeline
 from auditdm_jax.scenes.edits import Edit, apply, sample_edit
 from auditdm_jax.scenes.parser import images_of, read_scenes, things
@@ -97,22 +94,6 @@ def test_training_resumes_exactly(tmp_path, monkeypatch):
     card = (tmp_path / "whole" / "editor" / "README.md").read_text()
     assert "edits carried out" in card
     assert "| change value |" in card
-
-
-def test_what_only_sizes_the_exam_may_differ_when_it_goes_on(tmp_path):
-    """A checkpoint of an earlier version tells of it among its settings, which is no matter either."""
-    part = torch.nn.Linear(2, 2)
-    optimizer = Muon([part], 0.1)
-    settings = asdict(TRAINING)
-    save(tmp_path / "new", {"part": part}, optimizer, settings, 7)
-    tensors, told = load_file(tmp_path / "new"), {"step": "5", "settings": json.dumps(settings)}
-    save_file(tensors, tmp_path / "old", told)
-    more = asdict(replace(TRAINING, examined=400))
-    assert restore(tmp_path / "new", {"part": part}, optimizer, more) == 7
-    assert restore(tmp_path / "old", {"part": part}, optimizer, more) == 5
-    for name in ("new", "old"):
-        with pytest.raises(UserError, match="other settings"):
-            restore(tmp_path / name, {"part": part}, optimizer, more | {"edits": 4})
 
 
 @pytest.mark.parametrize(("field", "value"), [("log_every", 0), ("log_every", -1), ("examined", 15), ("examined", 0)])

@@ -1,9 +1,15 @@
-"""scenes/editor_optimizer.py: what moves how far, and that it learns."""
+"""scenes/editor_optimizer.py: what moves how far, that it learns, and what goes on."""
+
+import json
+from dataclasses import asdict
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from auditdm_jax.scenes.editor_optimizer import Muon
+from auditdm_jax.errors import UserError
+from auditdm_jax.scenes.editor import EditorTraining
+from auditdm_jax.scenes.editor_optimizer import Muon, restore, save
 
 
 def moved(module: torch.nn.Module, rate: float = 1.0) -> dict[str, torch.Tensor]:
@@ -55,3 +61,19 @@ def test_it_minimises():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_what_only_sizes_the_exam_may_differ_when_it_goes_on(tmp_path):
+    """A checkpoint of an earlier version tells of it among its settings, which is no matter either."""
+    part = torch.nn.Linear(2, 2)
+    optimizer = Muon([part], 0.1)
+    settings = asdict(EditorTraining(examined=16))
+    save(tmp_path / "new", {"part": part}, optimizer, settings, 7)
+    tensors, told = load_file(tmp_path / "new"), {"step": "5", "settings": json.dumps(settings)}
+    save_file(tensors, tmp_path / "old", told)
+    more = asdict(EditorTraining(examined=400))
+    assert restore(tmp_path / "new", {"part": part}, optimizer, more) == 7
+    assert restore(tmp_path / "old", {"part": part}, optimizer, more) == 5
+    for name in ("new", "old"):
+        with pytest.raises(UserError, match="other settings"):
+            restore(tmp_path / name, {"part": part}, optimizer, more | {"edits": 4})
