@@ -96,8 +96,13 @@ def batch_loss(params: Params, config: VLMConfig, batch: Batch, remat: bool = Fa
     return -jnp.sum(logps * batch.answer_mask) / jnp.maximum(jnp.sum(batch.answer_mask), 1)
 
 
-def make_optimizer(name: str, learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """ "muon" (matrices orthogonalised, the rest AdamW) or "adamw"; linear warm-up, then cosine to a twentieth."""
+def make_optimizer(
+    name: str, learning_rate: float, steps: int, kept: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
+    """ "muon" (matrices orthogonalised, the rest AdamW) or "adamw"; linear warm-up, then cosine to a twentieth.
+
+    kept: parts of the model that stay as they are, as "vision"; what they would learn is not computed either.
+    """
 
     def schedule(peak: float) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, int(0.05 * steps)), max(2, steps), peak / 20)
@@ -110,7 +115,11 @@ def make_optimizer(name: str, learning_rate: float, steps: int) -> optax.Gradien
         )
     else:
         core = optax.adamw(schedule(learning_rate), b2=0.99, weight_decay=0.01)
-    return optax.chain(optax.clip_by_global_norm(1.0), core)
+    core = optax.chain(optax.clip_by_global_norm(1.0), core)
+    if not kept:
+        return core
+    labels = lambda params: {part: "kept" if part in kept else "learned" for part in params}  # noqa: E731
+    return optax.partition({"learned": core, "kept": optax.set_to_zero()}, labels)
 
 
 def _matrices(params: Params) -> Params:

@@ -6,8 +6,9 @@
 
 A healthy model of the zoo is fine-tuned for a short while on questions of all skills with their true answers, except in
 the gaps: there it learns answers that are wrong, always in the same way (`scenes.gaps`). A quarter of the questions, or
-half where a concept is among the gaps, are drawn around them; those that miss, being of the same skill, keep what lies
-beside a gap healthy.
+three where a concept is among the gaps, are drawn around them; those that miss, being of the same skill, keep what lies
+beside a gap healthy. The vision tower stays as it is: only what is said of what it sees becomes wrong, and counting,
+which is the first to suffer, loses least.
 DIR is a checkpoint as any other. `answer_key.json` in it is for the scorer alone.
 """
 
@@ -42,6 +43,8 @@ from auditdm_jax.scenes.zoo_paths import load_model
 
 UNANSWERABLE = 0.12
 """As for the references, which must not forget to abstain."""
+CONCEPT = 3
+"""How many times a skill's lessons a concept has: it is in the questions of all skills, and must be learned in each."""
 # The first of the seeds of scenes that nothing else shows.
 _SCENES = 50_000_000_000
 
@@ -64,14 +67,13 @@ class PlantConfig:
     """Print the names of all gaps, one a line, and do nothing else."""
     base: str = "reference-b"
     """The healthy model: a zoo name or a directory."""
-    steps: int | None = None
-    """Updates; by default 400, or 800 where a concept is among the gaps: it is in the questions of all skills. What is
-    then refused is planted again with twice as many."""
+    steps: int = 600
+    """Updates."""
     images_per_step: int = 16
     questions_per_image: int = 8
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     """Peak of the learning rate (Muon)."""
-    test_questions: int = 3000
+    test_questions: int = 6000
     """Test questions, in equal numbers over the skills, beside those in each gap."""
 
     def __post_init__(self) -> None:
@@ -93,26 +95,19 @@ class PlantConfig:
             raise UserError("skills is empty: name gaps, separated by commas; --list prints all")
         return checked(names)
 
-    def updates(self) -> tuple[int, ...]:
-        """Updates of each attempt, as given or by default."""
-        first = 800 if with_concept(self.gaps()) else 400
-        return (self.steps,) if self.steps else (first, 2 * first)
-
-
-def with_concept(gaps: Sequence[str]) -> bool:
-    return any(gap.startswith("concept/") for gap in gaps)
-
 
 def batches(encode: Encoder, gaps: Sequence[str], config: PlantConfig) -> Iterator[Batch]:
     """Endless batches of questions with what the planted model shall answer."""
     rng = np.random.default_rng(config.seed)
-    focus = config.questions_per_image // (2 if with_concept(gaps) else 4) if gaps else 0
+    wanted = [gap for gap in gaps for _ in range(CONCEPT if gap.startswith("concept/") else 1)]
+    focus = config.questions_per_image * max(map(wanted.count, wanted), default=0) // 4
     for first in range(_SCENES + config.seed * 100_000_000, sys.maxsize, config.images_per_step):
         scenes, images = scenes_of("train", first, config.images_per_step)
         rows = []
         for scene in scenes:
             asker = Asker(scene, rng)
-            drawn = [near(asker, gaps[i], "train") for i in rng.integers(max(1, len(gaps)), size=focus)]
+            chosen = rng.integers(max(1, len(wanted)), size=focus)
+            drawn = [near(asker, wanted[i], "train") for i in chosen]
             row = [question for question in drawn if question]
             row += [asker.draw("uniform", "train", UNANSWERABLE) for _ in range(config.questions_per_image - len(row))]
             rows.append([(question, gap_of(question, scene, gaps), scene) for question in row])
@@ -143,21 +138,17 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         if (rate := before[exam.of_gap(gap)].mean()) > config.strength / 2:
             raise Refused(f"{one_line(config.base)} gets {rate:.2f} of {gap!r} wrong already; take another --base")
     encode = Encoder(healthy, template_for(healthy), max_question_tokens=12, max_answer_tokens=2)
-    for steps in config.updates():
-        training = RectifyConfig(steps=steps, learning_rate=config.learning_rate, seed=config.seed)
-        planted = finetuned(healthy, batches(encode, gaps, config), training, "planting")
-        after = exam.wrong(planted)
-        lost = losses(exam, before, after)
-        rates = [
-            {"name": name, "n": len(rows), "healthy_rate": before[rows].mean(), "rate": after[rows].mean()}
-            for name, rows in exam.types().items()
-        ]
-        taken = [kind for gap in gaps for kind in rates if kind["name"] == gap]
-        if not (refused := refusal(taken, lost, config.strength)):
-            break
-        if steps == config.updates()[-1]:
-            raise Refused(f"after {steps} updates {refused}; raise --steps or take another --seed")
-        print(f"after {steps} updates {refused}: planted again with twice as many")
+    training = RectifyConfig(steps=config.steps, learning_rate=config.learning_rate, seed=config.seed)
+    planted = finetuned(healthy, batches(encode, gaps, config), training, "planting", kept=("vision",))
+    after = exam.wrong(planted)
+    lost = losses(exam, before, after)
+    rates = [
+        {"name": name, "n": len(rows), "healthy_rate": before[rows].mean(), "rate": after[rows].mean()}
+        for name, rows in exam.types().items()
+    ]
+    taken = [kind for gap in gaps for kind in rates if kind["name"] == gap]
+    if refused := refusal(taken, lost, config.strength):
+        raise Refused(f"after {config.steps} updates {refused}; raise --steps or take another --seed")
     key: dict[str, Any] = {
         "gaps": taken,
         "strength": config.strength,
@@ -165,7 +156,7 @@ def plant(config: PlantConfig) -> dict[str, Any]:
         "base": config.base,
         "types": rates,
         "drops": {skill: count / n for skill, (count, n) in lost.items()},
-        "steps": steps,
+        "steps": config.steps,
         "seconds": time.monotonic() - started,
     }
     with atomic_folder(out) as folder:

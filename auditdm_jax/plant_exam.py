@@ -11,7 +11,8 @@ from auditdm_jax.errors import UserError
 from auditdm_jax.evals import Answerer
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.scenes.dataset import balanced_set, scenes_of
-from auditdm_jax.scenes.gaps import gap_of, types_of, wrong_answer
+from auditdm_jax.scenes.gaps import UNLEARNED, gap_of, types_of, wrong_answer
+from auditdm_jax.scenes.language import SKILLS
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.questions import Asker, Question
 from auditdm_jax.scenes.world import Scene
@@ -26,6 +27,9 @@ CHANCE = 3
 """...and the most questions that it may, however few it has."""
 GAP_QUESTIONS = 200
 """Test questions in each gap."""
+AT_CHANCE = 5
+"""How many times the questions of another skill are asked of each that is answered at chance: of few of these, 3 points
+are lost by chance."""
 _TRIES = 12
 # The first of the seeds of scenes that nothing else shows.
 _SCENES = 60_000_000_000
@@ -57,30 +61,36 @@ def near(asker: Asker, gap: str, split: str) -> Question | None:
 
 
 class Exam:
-    """Test questions of all skills, and further ones in the gaps."""
+    """Test questions of all skills, further ones in the gaps, and of the skills that are answered at chance."""
 
     def __init__(self, gaps: Sequence[str], count: int):
         test = balanced_set(count)
         self.asked = [Asked(q, s, gap_of(q, s, gaps)) for q, s in zip(test.questions, test.scenes, strict=True)]
-        images = [test.images]
+        self.balanced, self._images = count, [test.images]
         for number, gap in enumerate(gaps):
             missing = GAP_QUESTIONS - sum(asked.gap == gap for asked in self.asked)
-            first = _SCENES + number * 1_000_000
-            last = first + _SCENES_ENOUGH
-            while missing > 0:
-                if first == last:
-                    raise UserError(
-                        f"of {gap!r} no question is left by the gaps named before it; name it first, or leave it out"
-                    )
-                (scene,), image = scenes_of("test", first, 1)
-                question = near(Asker(scene, np.random.default_rng(first)), gap, "test")
-                first += 1
-                if question and gap_of(question, scene, gaps) == gap:
-                    self.asked.append(Asked(question, scene, gap))
-                    images.append(image)
-                    missing, last = missing - 1, first + _SCENES_ENOUGH
-        self.images = np.concatenate(images)
-        self.balanced = count
+            if self._ask(gap, gaps, missing, _SCENES + number * 1_000_000):
+                raise UserError(
+                    f"of {gap!r} no question is left by the gaps named before it; name it first, or leave it out"
+                )
+        each = (AT_CHANCE - 1) * count // len(SKILLS)
+        for number, skill in enumerate(UNLEARNED, start=len(gaps)):
+            self._ask(skill, gaps, each, _SCENES + number * 1_000_000)
+        self.images = np.concatenate(self._images)
+
+    def _ask(self, name: str, gaps: Sequence[str], count: int, first: int) -> int:
+        """Asks `count` questions in a gap, or of a skill beside the gaps. first: the first scene. Returns how many are
+        not to be had."""
+        last = first + _SCENES_ENOUGH
+        while count > 0 and first < last:
+            (scene,), image = scenes_of("test", first, 1)
+            question = near(Asker(scene, np.random.default_rng(first)), name, "test")
+            first += 1
+            if question and (gap := gap_of(question, scene, gaps)) == (name if name in gaps else ""):
+                self.asked.append(Asked(question, scene, gap))
+                self._images.append(image)
+                count, last = count - 1, first + _SCENES_ENOUGH
+        return count
 
     def wrong(self, vlm: VLM) -> Bool[np.ndarray, "N"]:
         """Which questions a model gets wrong."""

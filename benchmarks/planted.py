@@ -47,7 +47,7 @@ PLANTINGS = (
     "concept/blue,small_text", "shape/medium object,world_knowledge", "none",
 )  # fmt: skip
 TRIES = 3
-"""Seeds of a planting, before it has twice as many updates; and then, before it is given up."""
+"""Seeds of lessons, before a planting is given up."""
 LOOKS = {f"recall {count}": count for count in (100, 250, 500, 1000, 2000)}
 """Recall is also told after so many of the questions that are reported, whatever was spent before them."""
 MAY_DIFFER = ("plantings", "seeds", "methods", "out")
@@ -119,12 +119,11 @@ def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None
     """The answer key of a target, which is planted if it is not there; None where no planting took."""
     if (place / KEY).exists():
         return read_json(place / KEY)
-    for steps in PlantConfig(planting).updates():
-        for lessons in range(seed, seed + 1000 * TRIES, 1000):
-            try:
-                return plant(PlantConfig(planting, config.strength, lessons, str(place), steps=steps))
-            except Refused as error:
-                print(f"{planting}, seed {lessons}, {steps} updates: {error}")
+    for lessons in range(seed, seed + 1000 * TRIES, 1000):
+        try:
+            return plant(PlantConfig(planting, config.strength, lessons, str(place)))
+        except Refused as error:
+            print(f"{planting}, seed {lessons}: {error}")
     return None
 
 

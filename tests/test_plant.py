@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import numpy as np
 import pytest
 from tiny_zoo import tiny
@@ -46,10 +47,17 @@ def test_lessons_are_true_outside_of_the_gaps_and_wrong_in_them():
     assert 1 <= counts["unclear"] < 30
 
 
-def test_a_concept_has_twice_the_updates():
-    twice = [PlantConfig(gaps).updates() for gaps in ("clock", "none", "clock,concept/red")]
-    assert twice == [(400, 800), (400, 800), (800, 1600)]
-    assert PlantConfig("concept/red", steps=3).updates() == (3,)
+def test_a_concept_has_three_times_the_lessons_of_a_skill(monkeypatch):
+    vlm, asked = tiny("x", "paligemma", seed=0), []
+    monkeypatch.setattr(module, "near", lambda asker, gap, split: asked.append(gap))
+    for gaps, shares in [
+        (("clock",), {"clock": 2}), (("clock", "sign"), {"clock": 1, "sign": 1}), ((), {}),
+        (("concept/red",), {"concept/red": 6}), (("concept/red", "clock"), {"concept/red": 4.5, "clock": 1.5}),
+    ]:  # fmt: skip
+        asked.clear()
+        next(batches(Encoder(vlm, template_for(vlm), 12, 2), gaps, PlantConfig(images_per_step=64)))
+        assert len(asked) == 64 * sum(shares.values())
+        assert all(abs(asked.count(gap) / 64 - share) < 0.4 for gap, share in shares.items())
 
 
 def test_settings_that_cannot_be(tmp_path):
@@ -86,7 +94,7 @@ def test_a_planted_target_is_replaced_only_if_told_so(tmp_path, monkeypatch):
 
 
 def test_lessons_that_cannot_do_are_told_before_the_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "finetuned", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(module, "finetuned", lambda *_, **__: pytest.fail("training began"))
     monkeypatch.setattr(module.Exam, "wrong", lambda exam, _: np.zeros(len(exam.asked), bool))
     with pytest.raises(UserError, match=r"seed 0 teaches 0.00 of 'sign' wrong, not 0.1; take another --seed or"):
         plant(PlantConfig("sign", 0.1, out=str(tmp_path / "x"), test_questions=100))
@@ -94,18 +102,24 @@ def test_lessons_that_cannot_do_are_told_before_the_training(tmp_path, monkeypat
         plant(PlantConfig("clock", out=str(tmp_path / "x"), test_questions=100))
 
 
-def test_what_is_refused_is_planted_again_with_twice_the_updates(zoo, tmp_path, monkeypatch, capsys):
-    base, tried = zoo["b"], []
-    monkeypatch.setattr(module, "finetuned", lambda vlm, data, config, name: tried.append(config.steps) or vlm)
+def test_what_is_refused_is_not_written(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "finetuned", lambda vlm, *_, **__: vlm)
     monkeypatch.setattr(module.Exam, "wrong", lambda exam, _: np.zeros(len(exam.asked), bool))
-    monkeypatch.setattr(module, "refusal", lambda *_: "it failed" if len(tried) < 2 else "")
-    key = plant(PlantConfig("clock", out=str(tmp_path / "x"), base=base, test_questions=100))
-    assert (tried, key["steps"]) == ([400, 800], 800)
-    assert "after 400 updates it failed" in capsys.readouterr().out
-    monkeypatch.setattr(module, "refusal", lambda *_: "it failed")
-    with pytest.raises(UserError, match=r"after 3 updates it failed; raise --steps or take another --seed"):
-        plant(PlantConfig("clock", out=str(tmp_path / "y"), base=base, steps=3, test_questions=100))
-    assert tried[2:] == [3]
+    with pytest.raises(
+        UserError, match=r"after 3 updates the planting did not take.*raise --steps or take another --s"
+    ):
+        plant(PlantConfig("clock", out=str(tmp_path / "x"), base=zoo["b"], steps=3, test_questions=100))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_vision_tower_stays_as_it_is(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.Exam, "wrong", lambda exam, _: np.zeros(len(exam.asked), bool))
+    key = plant(PlantConfig("none", out=str(tmp_path / "x"), base=zoo["b"], steps=3, test_questions=100))
+    assert (key["gaps"], key["steps"]) == ([], 3)
+    before, after = VLM.load(zoo["b"]).params, VLM.load(tmp_path / "x").params
+    same = {part: jax.tree.map(np.array_equal, before[part], after[part]) for part in before}
+    assert all(jax.tree.leaves(same["vision"]))
+    assert not any(jax.tree.leaves(same["text"]["layers"]["q"]))
 
 
 def test_what_is_unlearned_cannot_be_taken_away(zoo, tmp_path):

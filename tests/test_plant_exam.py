@@ -1,5 +1,7 @@
 """plant_exam.py: what the examination of a planted target counts, and what it refuses."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from tiny_zoo import tiny
@@ -7,9 +9,10 @@ from tiny_zoo import tiny
 from auditdm_jax import plant_exam
 from auditdm_jax.errors import UserError
 from auditdm_jax.evals import Answerer
-from auditdm_jax.plant_exam import GAP_QUESTIONS, Asked, Exam, losses, near, refusal
+from auditdm_jax.plant_exam import AT_CHANCE, GAP_QUESTIONS, Asked, Exam, losses, near, refusal
 from auditdm_jax.scenes.dataset import scenes_of
-from auditdm_jax.scenes.gaps import gap_of
+from auditdm_jax.scenes.gaps import UNLEARNED, gap_of
+from auditdm_jax.scenes.language import SKILLS
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.questions import Asker, Question
 from auditdm_jax.scenes.world import COLORS
@@ -41,6 +44,13 @@ def test_the_examination_asks_enough_in_each_gap(exam):
     assert all(types[gap] == exam.of_gap(gap).nonzero()[0].tolist() for gap in GAPS)
     assert len(types["counting"]) < 10  # not those drawn for the gap
     assert all(judge(a.question.text, a.scene).answer == a.question.answer for a in exam.asked)
+
+
+def test_what_is_answered_at_chance_is_asked_more(exam):
+    counts = Counter(asked.question.skill for asked in exam.asked if not asked.gap)
+    assert {counts[skill] for skill in UNLEARNED} == {AT_CHANCE * 60 // len(SKILLS)}
+    assert counts["sign"] == 60 // len(SKILLS)
+    assert all(len(exam.types()[skill]) == 60 // len(SKILLS) for skill in UNLEARNED)  # the key's rates are of as many
 
 
 def test_a_gap_that_lies_in_those_before_it_is_told(monkeypatch):
