@@ -68,7 +68,7 @@ class Exam:
         self.asked = [Asked(q, s, gap_of(q, s, gaps)) for q, s in zip(test.questions, test.scenes, strict=True)]
         self.balanced, self._images = count, [test.images]
         for number, gap in enumerate(gaps):
-            missing = GAP_QUESTIONS - sum(asked.gap == gap for asked in self.asked)
+            missing = max(0, GAP_QUESTIONS - sum(asked.gap == gap for asked in self.asked))
             if self._ask(gap, gaps, missing, _SCENES + number * 1_000_000):
                 raise UserError(
                     f"of {gap!r} no question is left by the gaps named before it; name it first, or leave it out"

@@ -53,6 +53,11 @@ def test_what_is_answered_at_chance_is_asked_more(exam):
     assert all(len(exam.types()[skill]) == 60 // len(SKILLS) for skill in UNLEARNED)  # the key's rates are of as many
 
 
+def test_where_the_test_has_enough_of_a_gap_no_more_is_asked(monkeypatch):
+    monkeypatch.setattr(plant_exam, "GAP_QUESTIONS", 2)
+    assert Exam(("sign",), 60).of_gap("sign").sum() == 60 // len(SKILLS) > 2
+
+
 def test_a_gap_that_lies_in_those_before_it_is_told(monkeypatch):
     """Every small object has a color; named first it has questions of its own."""
     monkeypatch.setattr(plant_exam, "GAP_QUESTIONS", 3)
