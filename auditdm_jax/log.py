@@ -27,7 +27,7 @@ class Log:
     """Use as a context manager. Rows after step `first` of an interrupted run are dropped, so no step stands twice."""
 
     def __init__(self, run: Path, first: int, steps: int):
-        self.path = run / "metrics.jsonl"
+        self.path, self.first = run / "metrics.jsonl", first
         if first == 0:  # what a run left that was killed before its first checkpoint, or is begun again
             self.path.unlink(missing_ok=True)
             shutil.rmtree(run / "tensorboard", ignore_errors=True)
@@ -67,7 +67,7 @@ class Log:
         for short, name in SHOWN.items():
             self.shown[short] = 0.95 * self.shown.get(short, row[name]) + 0.05 * row[name]
         self.write(number, row)
-        if self.bar.n == self.bar.initial:
+        if self.bar.n == self.first:
             self.bar.unpause()  # else the time left would be told from a step with all its compilation in it
         self.bar.set_description("training", refresh=False)
         self.bar.update()

@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import jax
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
+from tqdm import tqdm
 
+from auditdm_jax import log as log_module
 from auditdm_jax import training
 from auditdm_jax.config import Models, TrainConfig
 from auditdm_jax.conventions import GRPO
@@ -221,6 +224,15 @@ def test_a_run_that_diverged_is_stopped(tmp_path):
     log.step(2, {**shares, "loss": jnp.array(jnp.nan)})
     with pytest.raises(UserError, match=r"loss is nan at step 2; lower --grpo.learning-rate"):
         log.flush()
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_run_whose_bars_are_turned_off(tmp_path, monkeypatch):
+    """TQDM_DISABLE=1, read when tqdm is imported; such a bar knows little of itself."""
+    off = type("Off", (tqdm,), {"__init__": partialmethod(tqdm.__init__, disable=True)})
+    monkeypatch.setattr(log_module, "tqdm", off)
+    with Log(tmp_path, 0, 1) as log:
+        log.step(1, {name: jnp.array(0.5) for name in SHOWN.values()})
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1]
 
 
