@@ -119,7 +119,7 @@ def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None
     """The answer key of a target, which is planted if it is not there; None where no planting took."""
     if (place / KEY).exists():
         return read_json(place / KEY)
-    for lessons in range(seed, seed + 1000 * TRIES, 1000):
+    for lessons in range(seed, seed + 1001 * TRIES, 1001):  # the seed modulo 5 and 8 says what is wrong
         try:
             return plant(PlantConfig(planting, config.strength, lessons, str(place)))
         except Refused as error:
