@@ -151,9 +151,7 @@ def batches(images: np.ndarray, kinds: Sequence[Lessons], encode: Encoder, confi
             yield encode(images[rows], *texts)
 
 
-def finetuned(
-    target: VLM, data: Iterator[Batch], config: RectifyConfig, name: str, kept: tuple[str, ...] = ()
-) -> VLM:
+def finetuned(target: VLM, data: Iterator[Batch], config: RectifyConfig, name: str, kept: tuple[str, ...] = ()) -> VLM:
     """The target after `config.steps` updates on one arm's data. kept: as `make_optimizer` has it."""
     optimizer = make_optimizer(config.optimizer, config.learning_rate, config.steps, kept)
     trainable = lora.trainable_of(jax.random.key(config.seed), target.params, config.lora_rank)
