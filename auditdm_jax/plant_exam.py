@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
 from auditdm_jax.answers import normalize
 from auditdm_jax.errors import UserError
@@ -60,37 +60,40 @@ def near(asker: Asker, gap: str, split: str) -> Question | None:
     return drawn
 
 
+def further(name: str, gaps: Sequence[str], count: int, first: int) -> list[tuple[Asked, UInt8[np.ndarray, "1 H W 3"]]]:
+    """Up to `count` questions in a gap, or of a skill beside the gaps, each with its image; fewer where there are no
+    more. first: the first scene."""
+    found: list[tuple[Asked, np.ndarray]] = []
+    last = first + _SCENES_ENOUGH
+    while len(found) < count and first < last:
+        (scene,), image = scenes_of("test", first, 1)
+        question = near(Asker(scene, np.random.default_rng(first)), name, "test")
+        first += 1
+        if question and (gap := gap_of(question, scene, gaps)) == (name if name in gaps else ""):
+            found.append((Asked(question, scene, gap), image))
+            last = first + _SCENES_ENOUGH
+    return found
+
+
 class Exam:
     """Test questions of all skills, further ones in the gaps, and of the skills that are answered at chance."""
 
     def __init__(self, gaps: Sequence[str], count: int):
         test = balanced_set(count)
         self.asked = [Asked(q, s, gap_of(q, s, gaps)) for q, s in zip(test.questions, test.scenes, strict=True)]
-        self.balanced, self._images = count, [test.images]
-        for number, gap in enumerate(gaps):
-            missing = max(0, GAP_QUESTIONS - sum(asked.gap == gap for asked in self.asked))
-            if self._ask(gap, gaps, missing, _SCENES + number * 1_000_000):
+        wanted = {gap: GAP_QUESTIONS - sum(asked.gap == gap for asked in self.asked) for gap in gaps}
+        wanted |= dict.fromkeys(UNLEARNED, (AT_CHANCE - 1) * count // len(SKILLS))
+        images = [test.images]
+        for number, (name, missing) in enumerate(wanted.items()):
+            found = further(name, gaps, missing, _SCENES + number * 1_000_000)
+            if name in gaps and len(found) < missing:
                 raise UserError(
-                    f"of {gap!r} no question is left by the gaps named before it; name it first, or leave it out"
+                    f"of {name!r} no question is left by the gaps named before it; name it first, or leave it out"
                 )
-        each = (AT_CHANCE - 1) * count // len(SKILLS)
-        for number, skill in enumerate(UNLEARNED, start=len(gaps)):
-            self._ask(skill, gaps, each, _SCENES + number * 1_000_000)
-        self.images = np.concatenate(self._images)
-
-    def _ask(self, name: str, gaps: Sequence[str], count: int, first: int) -> int:
-        """Asks `count` questions in a gap, or of a skill beside the gaps. first: the first scene. Returns how many are
-        not to be had."""
-        last = first + _SCENES_ENOUGH
-        while count > 0 and first < last:
-            (scene,), image = scenes_of("test", first, 1)
-            question = near(Asker(scene, np.random.default_rng(first)), name, "test")
-            first += 1
-            if question and (gap := gap_of(question, scene, gaps)) == (name if name in gaps else ""):
-                self.asked.append(Asked(question, scene, gap))
-                self._images.append(image)
-                count, last = count - 1, first + _SCENES_ENOUGH
-        return count
+            self.asked += [asked for asked, _ in found]
+            images += [image for _, image in found]
+        self.images = np.concatenate(images)
+        self.balanced = count
 
     def wrong(self, vlm: VLM) -> Bool[np.ndarray, "N"]:
         """Which questions a model gets wrong."""
