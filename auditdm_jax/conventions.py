@@ -39,8 +39,8 @@ class Convention:
     num_iterations: int = 1
     """Updates with one batch; more than one need old_logps."""
     importance_sampling_level: RatioLevel = "token"
-    log_ratio_clip: float = 80.0
-    """A token's log-ratio counts as this at most, and as minus this at least."""
+    log_ratio_clip: float = float("inf")
+    """A token's log-ratio counts as this at most, and as minus this at least; inf = as it is."""
     epsilon: float = 0.2
     epsilon_high: float | None = None
     """None = epsilon."""
@@ -102,7 +102,10 @@ def _check(name: str, value: Any) -> None:
     label = f"{name.replace('_', '-')} is {value!r}"
     if isinstance(value, str | bool) or np.ndim(value) or not np.isrealobj(value) or value is None:
         raise UserError(f"{label}: it must be one number")
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{label}: it must be one number") from None
     if name in _COUNTS and not number.is_integer():
         raise UserError(f"{label}: it must be a whole number")
     least = 1 if name in ("max_completion_length", "num_iterations") else 0
@@ -146,7 +149,7 @@ PRESETS = {
     "dr_grpo@verl": replace(_VERL, **_DR_GRPO),
     "dapo@verl": replace(_VERL, epsilon_high=0.28, delta=10.0),
     "gspo-token@verl": replace(
-        _VERL, importance_sampling_level="sequence_token", log_ratio_clip=80.0, delta=None, **_GSPO
+        _VERL, importance_sampling_level="sequence_token", log_ratio_clip=float("inf"), delta=None, **_GSPO
     ),
     "cispo@verl": replace(_VERL, loss_type="cispo", cispo_range="around_one"),
     "rloo@verl": replace(_VERL, **_RLOO),
@@ -158,7 +161,7 @@ PRESETS = {
 def convention_of(preset: str | Convention, **overrides: Any) -> Convention:
     """A preset, or a convention, some of its settings replaced. Raises UserError for a name unheard of, and for what a
     setting cannot be."""
-    if not isinstance(preset, Convention) and preset not in PRESETS:
+    if not isinstance(preset, Convention) and str(preset) not in PRESETS:
         raise UserError(f"no preset is called {and_nearest(str(preset), PRESETS)}; there are {', '.join(PRESETS)}")
     for name in overrides:
         if name not in _HINTS:
@@ -216,8 +219,9 @@ class GRPO:
             if not isinstance(getattr(self, name), int | np.integer):
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be a whole number")
         for name in ("temperature", "learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:  # nan, too
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be above 0")
+            value = getattr(self, name)
+            if not value > 0 or (value == float("inf") and name != "max_grad_norm"):  # nan, too; inf does not clip
+                raise UserError(f"{name.replace('_', '-')} is {value}: it must be above 0, and finite")
         if self.max_resamples < 0:
             raise UserError(f"max-resamples is {self.max_resamples}: it must be 0 (no dynamic sampling) or more")
         # Dynamic sampling looks for groups whose rewards differ.

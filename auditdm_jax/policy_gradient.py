@@ -7,7 +7,7 @@
 is GRPO; the presets of `conventions.py` say what other methods, and other libraries, put in each place.
 
 Departures from every library: a group (for REINFORCE++, a batch) whose rewards are all equal has advantages of exactly
-0, where rounding could leave some; a log-ratio above 80 counts as 80, which keeps exp finite.
+0, where rounding could leave some; in an exponent a log-ratio above 80 counts as 80, which keeps exp finite.
 """
 
 from typing import Any
@@ -78,20 +78,26 @@ def policy_gradient_loss(
     CISPO leaves; dual clip is not counted); where ref_logps are given `kl`, the mean of k3 over all tokens, whatever
     the estimator in the loss, so that runs compare; where weighted `sampling/importance_weight`.
 
-    Raises UserError for arrays of other shapes, a group of one where the group is the baseline, a batch that does not
-    divide into groups, settings that do not fit, an infinite reward, or rewards that are all NaN (under `jit`, where no
-    values are known, these give 0).
+    Raises UserError for what is no array of real numbers, or one of another shape, a group of one where the group is
+    the baseline, a batch that does not divide into groups, settings that do not fit, an infinite reward, or rewards
+    that are all NaN (under `jit`, where no values are known, these give 0).
     """
     setting = convention_of(preset, **overrides)
-    arrays = {"old_logps": old_logps, "ref_logps": ref_logps, "mask": mask, "sampling_logps": sampling_logps}
+    needed = {"logps": logps, "mask": mask, "rewards": rewards}
+    optional = {"old_logps": old_logps, "ref_logps": ref_logps, "sampling_logps": sampling_logps, "lengths": lengths}
+    arrays = needed | {name: array for name, array in optional.items() if array is not None}
     for name, array in arrays.items():
-        if array is not None and array.shape != logps.shape:
-            raise UserError(f"{name} has the shape {array.shape}: give that of logps, {logps.shape}")
-    if rewards.shape != logps.shape[:-1] or logps.ndim != 2:
-        raise UserError(f"logps has the shape {logps.shape} and rewards {rewards.shape}: give [B, T] and [B]")
-    if lengths is not None and np.shape(lengths) != rewards.shape:
-        raise UserError(f"lengths has the shape {np.shape(lengths)}: give that of rewards, {rewards.shape}")
-    if not isinstance(group_size, int | np.integer):
+        if not isinstance(array, jax.Array | np.ndarray) or not _is_real(array.dtype):
+            kind = getattr(array, "dtype", None) or type(array).__name__
+            raise UserError(f"{name} is {kind}: give an array of real numbers")
+    if rewards.shape != logps.shape[:-1] or logps.ndim != 2 or not logps.shape[1]:
+        shapes = f"logps has the shape {logps.shape} and rewards {rewards.shape}"
+        raise UserError(f"{shapes}: give [B, T] and [B], T a token or more")
+    for name, array in arrays.items():
+        like = "rewards" if name in ("rewards", "lengths") else "logps"
+        if array.shape != arrays[like].shape:
+            raise UserError(f"{name} has the shape {array.shape}: give that of {like}, {arrays[like].shape}")
+    if not isinstance(group_size, int | np.integer) or isinstance(group_size, bool):
         raise UserError(f"the group size is {group_size!r}: it must be a whole number")
     if group_size < setting.smallest_group:
         least = setting.smallest_group
@@ -110,8 +116,8 @@ def policy_gradient_loss(
     rewards = jnp.where(jnp.isinf(rewards), jnp.nan, _single(rewards))  # under `jit` nobody was told
     # Replaced before any arithmetic: not even an infinity off the mask may reach the gradient.
     logps = jnp.where(mask, _single(logps), 0.0)
-    old_logps = jax.lax.stop_gradient(logps if old_logps is None else jnp.where(mask, old_logps, 0.0))
-    ref_logps = None if ref_logps is None else jnp.where(mask, ref_logps, 0.0)
+    old_logps = jax.lax.stop_gradient(logps if old_logps is None else jnp.where(mask, _single(old_logps), 0.0))
+    ref_logps = None if ref_logps is None else jnp.where(mask, _single(ref_logps), 0.0)
     lengths = mask.sum(-1) if lengths is None else lengths
     advantages = advantages_of(setting, old_logps, ref_logps, mask, rewards, lengths, group_size)
 
@@ -139,7 +145,7 @@ def policy_gradient_loss(
     }
     if sampling_logps is not None and setting.importance_sampling_mode != "none":
         limits = (setting.importance_sampling_clip_max, setting.importance_sampling_clip_min)
-        weights = sampling_weights(old_logps, sampling_logps, mask, setting.importance_sampling_mode, *limits)
+        weights = sampling_weights(old_logps, _single(sampling_logps), mask, setting.importance_sampling_mode, *limits)
         token_losses = token_losses * weights
         metrics["sampling/importance_weight"] = (weights * mask).sum() / tokens
     if ref_logps is not None:
@@ -155,8 +161,12 @@ def policy_gradient_loss(
     return loss, metrics
 
 
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+
+
 def _single(x: Array) -> Array:
-    """At least in single precision: half has no room for a ratio."""
+    """At least in single precision: half has no room for a ratio, nor for the sum of a completion."""
     x = jnp.asarray(x)  # double from NumPy is single here, unless JAX is told otherwise
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

@@ -26,7 +26,7 @@ def log_ratios(
     old_logps: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     level: RatioLevel = "token",
-    log_ratio_clip: float = _MAX_LOG_RATIO,
+    log_ratio_clip: float = float("inf"),
 ) -> Float[Array, "B #T"]:
     """log r, r the probability ratio, d_t = clip(logp_t - old_logp_t, -log_ratio_clip, log_ratio_clip).
 
@@ -150,7 +150,8 @@ def aggregate(
 
     grpo               mean over B completions of the mean over their tokens (0 for one without tokens)
     rloo               the same, but one without tokens counts with its surrogate, whose ratio is 1
-    bnpo, dapo, cispo  sum over all tokens, divided by num_items: their number, unless given
+    bnpo               sum over all tokens, divided by their number
+    dapo, cispo        sum over all tokens, divided by num_items: their number, unless given
     dr_grpo            sum over all tokens, divided by B * max_completion_length
 
     count_empty: whether B counts completions without tokens. num_items: for a part of a batch, the whole's.
@@ -165,4 +166,6 @@ def aggregate(
         if loss_type == "rloo":
             row_means = jnp.where(row_lengths > 0, row_means, token_losses[:, 0])
         return row_means.sum() / rows
-    return row_sums.sum() / jnp.maximum(mask.sum() if num_items is None else num_items, 1)
+    if num_items is None or loss_type == "bnpo":
+        num_items = mask.sum()
+    return row_sums.sum() / jnp.maximum(num_items, 1)

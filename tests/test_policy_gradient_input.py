@@ -42,7 +42,11 @@ from auditdm_jax.policy_gradient import (
         ({"loss_type": "gpro"}, "loss_type is 'gpro': choose one of grpo, bnpo, dr_grpo"),
         ({"scale_rewards": "std"}, "scale_rewards is 'std': choose one of group, batch, none"),
         ({"group_size": 4.0}, "the group size is 4.0: it must be a whole number"),
-        ({"lengths": 3}, r"lengths has the shape \(\): give that of rewards, \(12,\)"),
+        ({"group_size": True}, "the group size is True: it must be a whole number"),
+        ({"preset": ["grpo@trl"]}, "no preset is called"),
+        ({"epsilon": {}}, "epsilon is {}: it must be one number"),
+        ({"lengths": 3}, "lengths is int: give an array of real numbers"),
+        ({"lengths": np.ones(())}, r"lengths has the shape \(\): give that of rewards, \(12,\)"),
         ({"lengths": np.ones((12, 1))}, r"lengths has the shape \(12, 1\)"),
     ],
 )
@@ -50,6 +54,17 @@ def test_settings_that_would_train_wrong_are_told(setup, message):
     given = {"group_size": 4, "preset": "grpo@trl"} | setup
     with pytest.raises(UserError, match=message):
         policy_gradient_loss(*(jnp.asarray(x) for x in example(2)), **given)
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("wrong", [lambda x: x.tolist(), lambda x: x + 1j, lambda x: x.astype(str), lambda x: None])
+def test_what_is_no_array_of_real_numbers_is_told(place, wrong):
+    arrays = [np.asarray(x) for x in example(2)]
+    arrays[place] = wrong(arrays[place])
+    if arrays[place] is None and place in (1, 2):
+        return  # may be left out
+    with pytest.raises(UserError, match="give an array of real numbers"):
+        policy_gradient_loss(*arrays, 4, "grpo@trl", beta=0.0)
 
 
 def test_a_convention_is_checked_as_a_preset_is():
@@ -136,3 +151,29 @@ def test_rewards_that_are_all_missing_are_told_before_anything_is_computed():
     assert jnp.isfinite(loss_of(arrays[0], nothing.at[0].set(1.0)))
     # In a compiled step no values are known: there they teach nothing.
     assert not jax.jit(jax.grad(loss_of))(arrays[0], nothing).any()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_half_precision_is_raised_to_single_in_every_array(preset):
+    rng = np.random.default_rng(0)
+    new, old, ref, sampler = (jnp.asarray(-rng.exponential(2.0, (4, 64)), jnp.bfloat16) for _ in range(4))
+    mask, rewards = jnp.ones((4, 64), bool), jnp.array([1.0, 0.0, 0.5, 1.0])
+
+    def found(*arrays):
+        logps, old_logps, ref_logps, sampling_logps = arrays
+        loss = lambda x: policy_gradient_loss(  # noqa: E731
+            x, old_logps, ref_logps, mask, rewards, 4, preset, sampling_logps=sampling_logps
+        )[0]
+        return jax.value_and_grad(loss)(logps.astype(jnp.float32))
+
+    half = (new, new * 1.01, ref, sampler), (new, old, ref, sampler)
+    for arrays in half:
+        got, want = found(*arrays), found(*(x.astype(jnp.float32) for x in arrays))
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_completions_of_no_tokens_are_told():
+    nothing = jnp.zeros((4, 0))
+    with pytest.raises(UserError, match=r"logps has the shape \(4, 0\) .*: give \[B, T\] and \[B\], T a token or more"):
+        policy_gradient_loss(nothing, nothing, nothing, nothing, jnp.array([1.0, 0.0, 0.0, 1.0]), 2, "dr_grpo@trl")

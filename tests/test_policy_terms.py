@@ -12,6 +12,7 @@ from auditdm_jax.policy_gradient import (
     clipped_surrogate,
     kl_divergence,
     log_ratios,
+    ratio_of,
     sampling_weights,
 )
 
@@ -121,3 +122,21 @@ def test_aggregation_by_hand():
     assert aggregate(losses, mask, "grpo", 5) == pytest.approx((2 + 4 + 0) / 3)
     assert aggregate(losses, mask, "bnpo", 5) == pytest.approx(10 / 4)
     assert aggregate(losses, mask, "dr_grpo", 5) == pytest.approx(10 / 15)
+
+
+def test_one_unlikely_token_is_not_cut_in_the_mean_of_a_sequence():
+    """TRL bounds no log-ratio: -100 over four tokens is -25, and each of them has its gradient."""
+    old = jnp.full((2, 4), -1.0)
+    logps = old + jnp.array([[-100.0, 0, 0, 0], [120.0, -118, 0, 0]])
+    mask = jnp.ones((2, 4), bool)
+    np.testing.assert_allclose(log_ratios(logps, old, mask, "sequence"), [[-25.0], [0.5]])
+    slopes = jax.grad(lambda x: log_ratios(x, old, mask, "sequence").sum())(logps)
+    np.testing.assert_allclose(slopes, np.full((2, 4), 0.25))
+    assert jnp.isfinite(ratio_of(log_ratios(logps, old, mask))).all()
+
+
+def test_bnpo_averages_over_the_tokens_that_are_here():
+    """As TRL's does, whatever the batch that this is a part of."""
+    losses, mask = jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.array([[1, 1], [1, 0]], bool)
+    assert aggregate(losses, mask, "bnpo", 2, num_items=12) == 2
+    assert aggregate(losses, mask, "dapo", 2, num_items=12) == 0.5
