@@ -10,7 +10,7 @@ images. The models stay loaded and images pass through them in batches of one sh
 compiles once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from auditdm_jax.asking import Ask, Asking, Panel, load_panel
 from auditdm_jax.choice import Guide
 from auditdm_jax.config import AuditConfig, TrainConfig
 from auditdm_jax.critic import read_critic
-from auditdm_jax.data import ImageSource, Source, open_images, reasons, trained_places
+from auditdm_jax.data import ImageSource, open_images, reasons, trained_places
 from auditdm_jax.errors import one_line
 from auditdm_jax.files import write_json
 from auditdm_jax.health import health_lines, reference_health
@@ -49,7 +49,7 @@ class Audit(NamedTuple):
 
 
 def audit(
-    panel: Panel, batches: Source, questions: int, prompt_only_questions: int, agreement: float, seed: int
+    panel: Panel, batches: Iterator[Any], questions: int, prompt_only_questions: int, agreement: float, seed: int
 ) -> Audit:
     """One question of each of the first `questions` images, or of all if there are fewer.
 

@@ -10,37 +10,28 @@ run; the references are three healthy models, none of which the target was made 
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 import tyro
+from ways_of_asking import BATCH, SEARCHES, Spending, World, drawn, random_questions, reference, untrained
 
-from auditdm_jax.answers import normalize
-from auditdm_jax.asking import Ask, Asking, Panel, make_ask
-from auditdm_jax.audit import audit, guide_of
+from auditdm_jax.asking import Panel
+from auditdm_jax.audit import audit
 from auditdm_jax.checkpoint import check_config
-from auditdm_jax.config import AuditConfig, Models, TrainConfig
 from auditdm_jax.errors import UserError, at_least_one, run_cli
 from auditdm_jax.evals import Answerer, wilson
 from auditdm_jax.files import append_jsonl, plain, read_json, read_jsonl, write_json
 from auditdm_jax.huge_pages import with_huge_pages
-from auditdm_jax.outcomes import Asked, consensus_of, is_answer
 from auditdm_jax.plant import PlantConfig, plant
 from auditdm_jax.plant_exam import Refused
 from auditdm_jax.plant_score import KEY, score
-from auditdm_jax.reward import Reward
-from auditdm_jax.scenes.dataset import SceneSource
-from auditdm_jax.scenes.language import ATTRIBUTES, Ref
-from auditdm_jax.scenes.questions import Asker
-from auditdm_jax.scenes.world import COLORS, MATERIALS, SHAPES, SIZES
 from auditdm_jax.scenes.zoo_paths import load_model
 from auditdm_jax.summary import summarize
-from auditdm_jax.training import train
 
-BATCH = 256
 PLANTINGS = (
     "clock", "sign,emotion", "counting", "material,distraction", "counting/above four", "color/small object",
     "hallucination/absent", "localization/large object,action", "concept/red", "concept/star",
@@ -52,33 +43,17 @@ LOOKS = {f"recall {count}": count for count in (100, 250, 500, 1000, 2000)}
 """Recall is also told after so many of the questions that are reported, whatever was spent before them."""
 MAY_DIFFER = ("plantings", "seeds", "methods", "out")
 """Settings that say what is run, not how: others may be given when it goes on."""
-PLURALS = tuple(Ref(shape).words(plural=True) for shape in SHAPES)
-CLASSES = (COLORS, SHAPES, PLURALS, SIZES, MATERIALS, ATTRIBUTES)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Spending):
     """Plantings x seeds x methods; small sizes make a quick look."""
 
     plantings: tuple[str, ...] = PLANTINGS
     """Gaps separated by commas, as for plant.py; "none" is a healthy clone."""
     seeds: int = 3
     methods: tuple[str, ...] = ("prompt-only", "random", "best-of-n", "evolution", "trained")
-    queries: int = 2000
-    """Questions to the target that are reported."""
-    search_queries: int = 12_800
-    """Questions to the target before that; methods that do not search report them too."""
     strength: float = 0.8
-    references: tuple[str, ...] = ("reference-a", "reference-c", "verifier")
-    best_of: int = 8
-    """N of best-of-N."""
-    population: int = 64
-    """Questions of a generation of the evolutionary search."""
-    temperature: float = 0.6
-    """Of auditors, when they report."""
-    confidence: float = 0.85
-    """Of the reward that the trained auditor learns from (`train.py --reward.confidence`); at 0 it may come to ask what
-    these three references err on together, instead of what the target does."""
     out: Path = Path("runs/planted")
 
     def __post_init__(self) -> None:
@@ -95,26 +70,6 @@ class Config:
             raise UserError(f"best-of-n asks {BATCH} x best-of questions at a time: raise search-queries to that")
 
 
-@dataclass(frozen=True)
-class World:
-    """What all methods work with. folder: of this planting and seed."""
-
-    config: Config
-    seed: int
-    folder: Path
-    target: Answerer
-    references: tuple[Answerer, ...]
-    prompt_only: Callable[[float], Ask]
-    """The auditor before training at a temperature."""
-
-    def rewards(self, images: np.ndarray, questions: Sequence[str]) -> np.ndarray:
-        """bool [N]: whether the references agree and the target gives another answer."""
-        said = zip(*(answer(images, questions) for answer in self.references), strict=True)
-        shared = [normalize(consensus_of(answers, 1.0)) for answers in said]
-        targets = [normalize(text) if is_answer(text) else "" for text in self.target(images, questions)]
-        return np.array([bool(a and b) and a != b for a, b in zip(shared, targets, strict=True)])
-
-
 def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None:
     """The answer key of a target, which is planted if it is not there; None where no planting took."""
     if (place / KEY).exists():
@@ -127,96 +82,15 @@ def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None
     return None
 
 
-def random_questions(known: Iterator[dict]) -> Ask:
-    """Uniform over skills, about what is in the image: what nobody can do who does not know the world. known: the
-    batches that will be asked about."""
-
-    def ask(images: np.ndarray, key: jax.Array) -> Asking:
-        rng, scenes = np.random.default_rng(np.asarray(jax.random.key_data(key))), next(known)["scene"]
-        return Asking([Asked("", Asker(scene, rng).draw("uniform", "train").text) for scene in scenes], images)
-
-    return ask
-
-
-def asks_of(pool: Sequence[str]) -> Ask:
-    """Questions of a pool, at random."""
-
-    def ask(images: np.ndarray, key: jax.Array) -> Asking:
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        return Asking([Asked("", pool[i]) for i in rng.integers(len(pool), size=len(images))], images)
-
-    return ask
-
-
-def best_of_n(world: World) -> Ask:
-    """Of N questions an image the one with the highest reward; those that earned one are asked again elsewhere."""
-    ask, pool, count = world.prompt_only(1.0), [], world.config.best_of
-    source = SceneSource("train", 700 + world.seed, BATCH)
-    for number in range(world.config.search_queries // (BATCH * count)):
-        images = next(source)["image"]
-        waiting = np.ones(BATCH, bool)
-        for i in range(count):
-            key = jax.random.fold_in(jax.random.key(world.seed), number * count + i)
-            questions = [asked.question for asked in ask(images, key).asked]
-            won = world.rewards(images, questions) & waiting
-            pool += [questions[j] for j in won.nonzero()[0]]
-            waiting &= ~won
-    return asks_of(pool) if pool else world.prompt_only(world.config.temperature)
-
-
-def evolution(world: World) -> Ask:
-    """Generations of questions: each is asked of as many images, the fitter half stays and has children in which words
-    are exchanged for others of their class; an eighth are new questions of the auditor before training."""
-    rng, size = np.random.default_rng(world.seed), world.config.population
-    ask, source = world.prompt_only(1.0), SceneSource("train", 700 + world.seed, BATCH)
-
-    def child(question: str) -> str:
-        words = question.rstrip("?").split()
-        places = [(i, kind) for i, word in enumerate(words) for kind in CLASSES if word in kind]
-        if places:
-            i, kind = places[rng.integers(len(places))]
-            words[i] = str(rng.choice(kind))
-        return " ".join(words) + "?"
-
-    asked = [each.question for each in ask(next(source)["image"], jax.random.key(world.seed)).asked]
-    living, per_question = asked[:size], BATCH // size
-    for generation in range(world.config.search_queries // BATCH):
-        images = next(source)["image"]
-        fitness = world.rewards(images, np.repeat(living, per_question).tolist()).reshape(size, -1).mean(1)
-        order = np.argsort(-fitness - 1e-3 * rng.random(size))
-        fit = [living[i] for i in order[: size // 2]]
-        key = jax.random.fold_in(jax.random.key(world.seed), generation + 1)
-        fresh = [each.question for each in ask(images, key).asked][: size // 8]
-        living = fit + fresh + [child(fit[i]) for i in rng.integers(len(fit), size=size - len(fit) - len(fresh))]
-    return asks_of(living[: size // 2])
-
-
-def trained(world: World) -> Ask:
-    """An auditor trained on this target, with as many questions as the others search with; guided as in an audit."""
-    config = world.config
-    models = Models(target=str(world.folder / "target"), references=config.references)
-    reward = Reward(confidence=config.confidence)
-    run = TrainConfig("trained", str(world.folder), world.seed, models=models, reward=reward, resume=True)
-    run = replace(run, steps=max(1, config.search_queries // (run.images_per_step * run.grpo.num_generations)))
-    if not (world.folder / "trained" / "auditor" / "config.json").exists():
-        train(run)
-    auditor = load_model(str(world.folder / "trained" / "auditor"))
-    guide = guide_of(AuditConfig(run.name, run.out, temperature=config.temperature), run)
-    return make_ask(auditor, auditor, run, config.temperature, None, guide)
-
-
-SEARCHES: dict[str, Callable[[World], Ask]] = {"best-of-n": best_of_n, "evolution": evolution, "trained": trained}
-
-
 def measure(world: World, method: str, key: dict) -> dict:
     """One audit by a method: its score and what it found."""
     searches = method in SEARCHES
     count = world.config.queries + (0 if searches else world.config.search_queries)
 
-    def reported() -> SceneSource:
-        return SceneSource("validation", 900 + world.seed, min(BATCH, count))
+    def reported() -> Iterator[dict]:
+        return iter(drawn("validation", 900 + world.seed, count))
 
-    others = {"random": random_questions(reported()), "prompt-only": world.prompt_only(world.config.temperature)}
+    others = {"random": random_questions(reported()), "prompt-only": untrained(world.config.temperature)}
     ask = SEARCHES[method](world) if searches else others[method]
     panel = Panel(ask, None, world.target, world.references, lambda images, texts: [""] * len(texts))
     rows = audit(panel, reported(), count, 1, 1.0, world.seed).rows
@@ -270,9 +144,7 @@ def main() -> None:
     write_json(settings_file, config)
     rows = read_jsonl(results)
     done = {(row["planting"], row["seed"], row["method"]) for row in rows}
-    auditor, settings = load_model("auditor"), TrainConfig()
-    references = tuple(Answerer(load_model(name), batch_size=BATCH) for name in config.references)
-    ask_at = lambda temperature: make_ask(auditor, auditor, settings, temperature, None)  # noqa: E731
+    references = tuple(map(reference, config.references))
     for planting in config.plantings:
         for seed in range(config.seeds):
             if done >= {(planting, seed, method) for method in config.methods}:
@@ -282,7 +154,7 @@ def main() -> None:
             if (key := key_of(config, planting, seed, place)) is None:
                 continue  # counted nowhere: no audit can be measured by it
             target = Answerer(load_model(str(place)), batch_size=BATCH)
-            world = World(config, seed, folder, target, references, ask_at)
+            world = World(config, seed, folder, target, references)
             for method in config.methods:
                 if (planting, seed, method) not in done:
                     row = {"planting": planting, "seed": seed, "method": method} | measure(world, method, key)
