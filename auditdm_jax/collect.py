@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from auditdm_jax.answering import Translate, examine
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.critic import chances, head_of, taught
-from auditdm_jax.layout import QUESTION, Spans
+from auditdm_jax.layout import QUESTION
 from auditdm_jax.models import lora
 from auditdm_jax.policy_gradient import expected_zero_signal, zero_signal
 from auditdm_jax.reward import Outcome, Reward, diversified
@@ -31,8 +31,7 @@ Memory = dict[str, Any]
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step is compiled for. steps: of the whole run. spans: how long what is written of each image may be, where
-    that differs."""
+    """What a step is compiled for. steps: of the whole run."""
 
     grpo: GRPO
     reward: Reward
@@ -41,7 +40,6 @@ class StepSettings:
     max_answer_tokens: int
     remat: bool
     optimizer: optax.GradientTransformation
-    spans: Spans = ()
 
     def floor(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """The reward's floor at a step. It rises in a line: what was found early and rarely would be lost to what

@@ -18,8 +18,8 @@ _filled = jax.jit(fill, static_argnames=("template", "pad_id"))  # one program, 
 
 
 class Answerer:
-    """Answers in compiled batches of one shape; a list with a longer question has one of its own. Images are uint8 at
-    the model's own size."""
+    """Answers in compiled batches of one shape; a list with a longer question has one of its own. Images of
+    another size than the model's are resampled on the device."""
 
     def __init__(self, vlm: VLM, max_question_tokens: int = 16, max_new_tokens: int = 3, batch_size: int = 256):
         self.vlm, self.template = vlm, template_for(vlm)

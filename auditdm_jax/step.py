@@ -13,19 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, UInt8
 
 from auditdm_jax.answering import Translate
 from auditdm_jax.channels import Prober
 from auditdm_jax.collect import Batch, StepSettings, auditor_params, collect
 from auditdm_jax.collect_probes import collect_probes
-from auditdm_jax.layout import Spans
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.policy_gradient import policy_gradient_loss
 from auditdm_jax.rollout import question_logps
-from auditdm_jax.sampling import Completions, Prompt
 from auditdm_jax.state import AuditState, Cast, Frozen, Params, Trained
 
 Draw = Callable[[], Array]
@@ -164,7 +161,7 @@ def update(
 
     def logps_of(params: Params) -> list[Array]:
         logps = partial(question_logps, params, config, temperature=settings.grpo.temperature, remat=settings.remat)
-        return [rows(_in_spans(logps, *part, spans)) for part, spans in zip(parts, (settings.spans, ()), strict=False)]
+        return [rows(logps(prompt, images, said.ids, said.mask)) for prompt, images, said in parts]
 
     ref_logps = logps_of(frozen.auditor) if convention.beta else [None] * len(parts)
     # With one iteration the auditor that asked is the one that learns: its log-probs need no forward pass of their own.
@@ -199,19 +196,3 @@ def update(
     carry, metrics = jax.lax.scan(iteration, (trained.auditor, trained.opt_state), length=convention.num_iterations)
     metrics = jax.tree.map(lambda x: x[-1], metrics)
     return replace(trained, auditor=carry[0], opt_state=carry[1], step=trained.step + 1), metrics
-
-
-def _in_spans(
-    logps: Callable[..., Array], prompt: Prompt, images: Array, written: Completions, spans: Spans
-) -> Float[Array, "B G T"]:
-    """Log-probs of what was written, of each span at its own length: a question is not padded to a caption's."""
-    if len(spans) < 2:
-        return logps(prompt, images, written.ids, written.mask)
-    found = jnp.zeros(written.ids.shape)
-    for rows, tokens in spans:
-        place = np.array(rows)
-        some = Prompt(prompt.input_ids[place], prompt.attention_mask[place]), images[place]
-        found = found.at[place, :, :tokens].set(
-            logps(*some, written.ids[place, :, :tokens], written.mask[place, :, :tokens])
-        )
-    return found

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from auditdm_jax.alarms import duplicates
-from auditdm_jax.channels import Prober, instructions_of, limits_of
+from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.collect import StepSettings
 from auditdm_jax.compiling import compile_ahead
@@ -27,7 +27,7 @@ from auditdm_jax.files import atomic_folder, lock_folder
 from auditdm_jax.health import weight_warnings
 from auditdm_jax.heldout import probe
 from auditdm_jax.joint import make_joint_step
-from auditdm_jax.layout import layout, used_by_all
+from auditdm_jax.layout import used_by_all
 from auditdm_jax.log import Log
 from auditdm_jax.models import lora
 from auditdm_jax.models.vlm import VLM
@@ -54,11 +54,7 @@ def step_settings(config: TrainConfig) -> StepSettings:
         optax.clip_by_global_norm(grpo.max_grad_norm), optax.adamw(schedule, b2=0.99, weight_decay=0.0)
     )
     lengths = config.max_question_tokens, config.max_answer_tokens
-    spans = layout(config.probing, config.images_per_step).spans(limits_of(config))
-    # Not where the groups of a batch change places; nor where few steps need it, for each length is compiled for.
-    if grpo.max_resamples or config.probing.every > 1:
-        spans = ()
-    return StepSettings(grpo, config.reward, config.steps, *lengths, config.remat, optimizer, spans)
+    return StepSettings(grpo, config.reward, config.steps, *lengths, config.remat, optimizer)
 
 
 def initial_state(config: TrainConfig, players: Players, optimizer: optax.GradientTransformation) -> AuditState:

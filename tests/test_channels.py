@@ -207,28 +207,13 @@ def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, st
         np.testing.assert_allclose(np.where(shown, np.asarray(logps[:, 0]), 0), sampled, atol=2e-4)
 
 
-def test_an_update_in_spans_is_the_update(parts, started, images):
-    """Questions at their own length, or padded to a caption's: the same loss, and the same gradient."""
-    players = parts[1]
-    settings, state = started
-    assert [tokens for _, tokens in settings.spans] == [TrainConfig().max_question_tokens, 32]
-    batch = graded(parts, settings, state, images)
-    whole = replace(settings, spans=())
-    got, want = (update(state.trained, state.frozen, players.auditor.config, batch, each) for each in (settings, whole))
-    np.testing.assert_allclose(got[1]["loss"], want[1]["loss"], rtol=1e-5)
-    np.testing.assert_allclose(got[1]["grad_norm"], want[1]["grad_norm"], rtol=1e-4)
-    moments = (jax.tree.leaves(of[0].opt_state) for of in (got, want))
-    for one, other in zip(*moments, strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-6)
-
-
 @pytest.mark.parametrize("cache", [0, 4])
 def test_a_question_counts_as_much_in_a_step_that_makes_new_images(parts, started, images, cache):
     """Padded to a caption's length, the questions of a step have the gradient that they have alone; a text with more
     room counts less a token, and what is penalised is to come near one's own limit, not the longest."""
     _, players, cast, _ = parts
     settings, state = started
-    settings = replace(settings, spans=(), grpo=replace(settings.grpo, soft_punish_cache=cache))
+    settings = replace(settings, grpo=replace(settings.grpo, soft_punish_cache=cache))
     given = state.trained, state.frozen, images, jax.random.key(0)
     batch, *_ = jax.jit(partial(collect, cast=cast, settings=settings, translate=None))(*given)
     batch = batch._replace(rewards=jnp.tile(jnp.arange(GENERATIONS, dtype=jnp.float32), (IMAGES, 1)))
