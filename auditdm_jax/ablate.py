@@ -79,6 +79,7 @@ def finish(run: Run) -> None:
 def run_all(cells: Sequence[Cell], folder: Path, together: bool) -> None:
     """Finishes all runs, a cell's seeds trained together if told so. Raises UserError in the end if some failed."""
     failed: dict[Path, str] = {}
+    folder.mkdir(parents=True, exist_ok=True)  # told before the work, not after it
     runs = [run for cell in cells for run in cell.runs]
     print(", ".join(f"{count} {name}" for name, count in Counter(map(stage, runs)).items()))
     for cell in cells:

@@ -162,6 +162,8 @@ def check_config(
     saved: Mapping[str, Any], config: Mapping[str, Any], run: str | os.PathLike[str], may_differ: Sequence[str] = ()
 ) -> None:
     """Raises UserError naming the fields in which two configurations (JSON's types) differ."""
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{one_line(Path(run) / 'config.json')} holds no settings; remove the folder")
     there, here = (flatten_dict(settings, sep=".") for settings in (saved, config))
     differing = [
         f"{one_line(name, 40)} is {one_line(there.get(name, 'absent'), 40)} there "
@@ -174,7 +176,7 @@ def check_config(
         more = f", and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
             f"{one_line(run)} was made with other settings: {', '.join(differing[:5])}{more}; "
-            "use the same settings, choose another --name or --out, or begin again (--overwrite, or delete that folder)"
+            "use the same settings, choose another --out or --name, or begin again: delete that folder (or --overwrite)"
         )
 
 

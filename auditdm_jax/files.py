@@ -142,11 +142,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Reads a JSON file. Raises UserError if it is missing or not JSON."""
+    """Reads a JSON file. Raises UserError if it is missing, a directory, or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{one_line(path)} does not exist; run the command that writes it first") from None
+    except IsADirectoryError:
+        raise UserError(f"{one_line(path)} is a directory, not a file; have it written anew") from None
     except (ValueError, RecursionError):
         raise UserError(f"{one_line(path)} is not valid JSON; have it written anew") from None
 

@@ -167,7 +167,7 @@ def plant(config: PlantConfig) -> dict[str, Any]:
 
 def main() -> None:
     if sys.argv[1:2] == ["score"]:
-        score_run(tyro.cli(ScoreConfig, description=ScoreConfig.__doc__, args=sys.argv[2:]))
+        score_run(tyro.cli(ScoreConfig, prog="plant score", description=ScoreConfig.__doc__, args=sys.argv[2:]))
         return
     config = tyro.cli(PlantConfig, description=PlantConfig.__doc__)
     if config.list:

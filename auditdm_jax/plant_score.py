@@ -108,6 +108,8 @@ def score_run(config: ScoreConfig) -> dict[str, Any]:
         result = score(key, list(dict.fromkeys(reported)), types)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{one_line(config.target / KEY)} or {one_line(path)} is damaged; make it again") from None
+    if path.stat().st_mtime < (config.target / KEY).stat().st_mtime:
+        print(f"{one_line(config.target)} is newer than the audit: if it was planted anew since, run audit.py again")
     for gap in key["gaps"]:
         state = "found" if gap["name"] in result["found"] else "missed"
         print(f"{gap['name']:<32}{gap['rate']:>6.2f} wrong   {state}")

@@ -33,7 +33,7 @@ from zlib import crc32
 from flax.traverse_util import flatten_dict
 
 from auditdm_jax.checkpoint import check_config
-from auditdm_jax.config import AuditConfig, TrainConfig
+from auditdm_jax.config import AuditConfig, Probing, TrainConfig
 from auditdm_jax.errors import UserError, one_line
 from auditdm_jax.files import plain, read_json
 from auditdm_jax.image_files import find_images
@@ -41,6 +41,7 @@ from auditdm_jax.layout import used_by_all
 from auditdm_jax.models.hf_config import directory_of, load_processor
 from auditdm_jax.runs import audited_settings, rebuilt
 from auditdm_jax.scenes.zoo_paths import model_path, pipeline_path
+from auditdm_jax.studio import Studio
 from auditdm_jax.topics import beginnings_of
 from auditdm_jax.training import MAY_DIFFER
 
@@ -164,18 +165,14 @@ def check(run: Run) -> None:
     audited = min(run.audit.batch_size, run.audit.questions)
     used_by_all(run.train.probing, audited, "audit.batch-size and audit.questions")
     _tokens_suffice(models.auditor, run.train.topics, run.train.max_question_tokens)
-    channels = run.train.probing.channels
-    for channel, name in (("edit", run.train.probing.editor), ("caption", run.train.probing.generator)):
-        if channel in channels:
-            _renders(name)
+    drawing = run.train.probing
+    _renders(Probing(drawing.channels, editor=drawing.editor, generator=drawing.generator, render=drawing.render))
     for images in (run.train.images, run.audit.images):
         if images:
             _found(images)
     if any(run.folder.glob("checkpoints/*")) or (run.folder / "auditor").exists():
-        saved, now = read_json(run.folder / "config.json"), plain(run.train)
-        if not isinstance(saved, dict):
-            raise UserError(f"{one_line(run.folder / 'config.json')} holds no settings; remove the folder")
-        check_config(saved, now, run.folder, [name for name in MAY_DIFFER if name != "steps"])
+        saved, free = read_json(run.folder / "config.json"), [name for name in MAY_DIFFER if name != "steps"]
+        check_config(saved, plain(run.train), run.folder, free)
 
 
 _found = cache(find_images)
@@ -189,10 +186,20 @@ def _tokens_suffice(auditor: str, topics: tuple[str, ...], max_question_tokens: 
 
 
 @cache
-def _renders(name: str) -> None:
-    from auditdm_jax.pipelines import check_pipeline  # takes seconds: who only asks does not wait for it
+def _renders(probing: Probing) -> None:
+    """Raises UserError for pipelines that cannot be loaded, or not do what is set: nothing less than loading tells.
+    What is from a hub shows when it is fetched."""
+    used = (("edit", probing.editor), ("caption", probing.generator))
+    names = [pipeline_path(name) for channel, name in used if channel in probing.channels]
+    if names:
+        from auditdm_jax.pipelines import check_pipeline  # takes seconds: who only asks does not wait for it
 
-    check_pipeline(pipeline_path(name))
+        for name in names:
+            check_pipeline(name)
+    if names and all(Path(name).expanduser().is_dir() for name in names):
+        for renderer in filter(None, Studio.load(probing) or ()):
+            if probing.render.size is not None:
+                renderer.check_size(probing.render.size)
 
 
 def folder_name(label: str) -> str:

@@ -200,6 +200,13 @@ def test_a_mistake_costs_nothing(fake, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_a_place_that_cannot_be_is_told_before_anything_runs(fake, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        ablate(dataclasses.replace(fake.config, out=str(tmp_path / "file")))
+    assert fake.done == []
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_in_the_middle_of_a_run(zoo, tmp_path, monkeypatch):
     """On tiny models, without stand-ins: the result is that of a sweep which was not killed."""

@@ -141,6 +141,13 @@ def test_a_checkpoint_moved_into_another_run_is_refused(tmp_path):
         opened(tmp_path / "b", {**CONFIG, "target": "zoo/L"}).restore(new_state())
 
 
+def test_a_file_that_holds_no_settings_is_told(tmp_path):
+    saved(tmp_path, 1).close()
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="holds no settings"):
+        opened(tmp_path)
+
+
 def test_long_lists_of_differences_are_cut():
     with pytest.raises(UserError, match=r"a4 is 4 there and absent now, and 15 more; "):
         check_config({f"a{i}": i for i in (0, 1, 2, 3, 4, *range(50, 65))}, {}, "runs/x")

@@ -47,6 +47,8 @@ def test_json_round_trip_of_everything_a_run_holds(tmp_path):
 def test_missing_or_broken_json(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match="is a directory"):
+        read_json(tmp_path)
     (tmp_path / "x.json").write_text('{"a": ')
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "x.json")

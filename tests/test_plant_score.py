@@ -1,5 +1,7 @@
 """plant_score.py: recall, precision, ranks and calibration by hand; only an audit of the planted target is scored."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,15 @@ def test_scoring_a_run(tmp_path, capsys):
             score_run(ScoreConfig(target, run))
     write_json(run / "audit" / "summary.json", summary | {"weaknesses": ["clock", "weather", "weather"]})
     assert score_run(ScoreConfig(target, run))["precision"] == 0.5
+
+
+def test_a_target_that_was_planted_after_the_audit_is_told(tmp_path, capsys):
+    target, run = tmp_path / "planted", tmp_path / "run"
+    summary = {"models": {"target": str(target)}, "failure_types": [], "weaknesses": []}
+    write_json(target / KEY, ANSWERS)
+    write_json(run / "audit" / "summary.json", summary)
+    for written, told in ((2, False), (1, False), (3, True)):
+        os.utime(target / KEY, (written, written))
+        os.utime(run / "audit" / "summary.json", (2, 2))
+        score_run(ScoreConfig(target, run))
+        assert ("is newer than the audit" in capsys.readouterr().out) == told

@@ -153,6 +153,8 @@ def test_cells_that_cannot_run_have_a_line_each(tmp_path):
         ("max-question-tokens = [11, 3]", "tokens; shorten it, raise --max-question-tokens"),
         ('reward.topics = [["how many"], ["how many of all the many red stars are there in the"]]', "shorten it"),
         ('editor = ["editor", "nosuch"]', "no pipeline directory nosuch"),
+        ('editor = ["editor"]\nrender.size = [64, 5]', "cannot work at 5x5 pixels"),
+        ('editor = ["editor"]\nrender.image-guidance = ["None", 1.5]', "has no image guidance"),
         ("lora-rank = [0, -1]", "lora-rank is -1"),
         ('target = ["target-s", "/no/such/target"]', "no checkpoint directory /no/such/target"),
         ('audit.auditor = ["None", "/"]', "/ has no config.json"),
