@@ -176,7 +176,7 @@ def check_config(
         more = f", and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
             f"{one_line(run)} was made with other settings: {', '.join(differing[:5])}{more}; "
-            "use the same settings, choose another --out or --name, or begin again: delete that folder (or --overwrite)"
+            "use the same settings, choose another --name or --out, or begin again: delete that folder (or --overwrite)"
         )
 
 
