@@ -74,7 +74,7 @@ def key_of(config: Config, planting: str, seed: int, place: Path) -> dict | None
     """The answer key of a target, which is planted if it is not there; None where no planting took."""
     if (place / KEY).exists():
         return read_json(place / KEY)
-    for lessons in range(seed, seed + 1001 * TRIES, 1001):  # the seed modulo 5 and 8 says what is wrong
+    for lessons in range(seed, seed + 1001 * TRIES, 1001):  # what is wrong goes by the seed, too
         try:
             return plant(PlantConfig(planting, config.strength, lessons, str(place)))
         except Refused as error:
