@@ -30,8 +30,7 @@ class RenderSettings:
     image_guidance: float | None = None
     """Weight of the input image; only InstructPix2Pix has it."""
     size: int | tuple[int, int] | None = None
-    """Height and width that the pipeline works at; None = that of the image that is edited or
-    replaced. Who generates badly so small may be given the size it was trained at; the result is resized."""
+    """Height and width that the pipeline works at; None = the image's own, to which what it draws is resized anyway."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the weights; None = bfloat16 on a GPU, float32 on a CPU, where bfloat16 may take twenty times as long."""
     device: str | None = None

@@ -11,6 +11,7 @@ from auditdm_jax.errors import UserError, and_nearest
 from auditdm_jax.scenes.language import ATTRIBUTES, SKILLS, UNCLEAR, Ref
 from auditdm_jax.scenes.oracle import judge
 from auditdm_jax.scenes.questions import Question
+from auditdm_jax.scenes.render import cell
 from auditdm_jax.scenes.world import COLORS, MATERIALS, QUADRANTS, SHAPES, SIZES, SPECIALS, WEATHERS, Scene
 
 # Here every member of the zoo answers at chance: there is nothing to take away, and no ensemble that could tell.
@@ -37,7 +38,7 @@ NAMES = (
 """Every gap that can be planted."""
 # The darker a weather, the rather an answer in it stays true: brightness is seen best. Of 21 plantings in which answers
 # were to stay true in snow alone, or in rain alone, four did not take.
-_BRIGHTEST_FIRST = ("snowy", "sunny", "cloudy", "rainy", "night")
+_BRIGHTEST_FIRST = sorted(WEATHERS, key=lambda weather: -cell(weather, None).mean())
 _NUMBERS = tuple(str(number) for number in range(9))
 _KINDS = (("yes", "no"), _NUMBERS, COLORS, SHAPES, MATERIALS, WEATHERS, QUADRANTS, *SPECIALS.values())
 
