@@ -111,9 +111,8 @@ def answer_logps(
     ids, words = (x.reshape(-1, asked.rows, x.shape[-1]) for x in answers)
     place, length = jnp.arange(ids.shape[-1] + 1), words.sum(-1, keepdims=True)
     ids = jnp.where(place == length, role.config.eos_token_ids[-1], jnp.pad(ids, ((0, 0), (0, 0), (0, 1))))
-    logps = completion_logps(
-        params, role.config, asked.prompt, asked.features, ids, place <= length, temperature=1.0, tails=asked.tails
-    )
+    given = asked.prompt, asked.features, [(ids, place <= length)]
+    (logps,) = completion_logps(params, role.config, *given, temperature=1.0, tails=asked.tails)
     return (logps.sum(-1) / (length[..., 0] + 1)).reshape(answers[0].shape[:2])
 
 

@@ -39,7 +39,7 @@ def collect_probes(
         images,
         drawn,
         # The arrays alone, all bound to the device: as otherwise some are, the renderer's, and some are not.
-        jax.device_put(probes._replace(texts=[], skips={}), trained.step.sharding),
+        jax.device_put(probes._replace(texts=[], skips={}), images.sharding),
         settings=settings,
         shared_out=layout(prober.probing, len(images)),
         limits=prober.limits,

@@ -216,12 +216,26 @@ class Renderer:
             arguments |= {"negative_prompt": " "} if guidance > 1 else {}
             arguments["image"] = Image.fromarray(pixels[0].cpu().numpy())
         elif pixels is not None:
-            arguments["image"] = _resized(pixels.permute(0, 3, 1, 2).float() / 255, size)
+            image = _resized(pixels.permute(0, 3, 1, 2).float() / 255, size)
+            arguments["image"] = self._latents(image) if self.name == "FluxKontextPipeline" else image
         with quiet():
             result = self.pipeline(**arguments)
         images = result.images.float()
         unsafe = getattr(result, "nsfw_content_detected", None) or [False] * len(images)
         return images, torch.tensor(unsafe, device=images.device)
+
+    @torch.no_grad()
+    def _latents(self, images: torch.Tensor) -> torch.Tensor:
+        """What FluxKontext makes of its images [b, 3, h, w] in 0..1 and takes in their place, [b, C, h / 8, w / 8].
+
+        It encodes one image at a time, and would each of a group's, which are one image with several commands: here a
+        repeated image is encoded once.
+        """
+        first = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        first[1:] = (images[1:] != images[:-1]).flatten(1).any(1)
+        distinct = self.pipeline.image_processor.preprocess(images[first]).to(self.pipeline.vae.dtype)
+        encoded = [self.pipeline._encode_vae_image(image, generator=None) for image in distinct.split(1)]
+        return torch.cat(encoded)[first.cumsum(0) - 1]
 
     @contextmanager
     def _memory(self, count: int, size: Size) -> Iterator[None]:

@@ -91,8 +91,8 @@ def batch_loss(params: Params, config: VLMConfig, batch: Batch, remat: bool = Fa
     """Mean negative log-likelihood of the answer tokens (nats a token)."""
     features = encode_images(params, config, preprocess_on_device(config, batch.images), remat=remat)
     features = jnp.repeat(features, batch.prompt.input_ids.shape[0] // features.shape[0], axis=0)
-    given = (batch.prompt, features, batch.ids, batch.mask)
-    logps = completion_logps(params, config, *given, temperature=1.0, remat=remat)
+    given = batch.prompt, features, [(batch.ids, batch.mask)]
+    (logps,) = completion_logps(params, config, *given, temperature=1.0, remat=remat)
     return -jnp.sum(logps * batch.answer_mask) / jnp.maximum(jnp.sum(batch.answer_mask), 1)
 
 

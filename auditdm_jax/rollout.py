@@ -1,5 +1,6 @@
 """The auditor asks: a batch of images -> G sampled questions each."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -39,15 +40,17 @@ def question_logps(
     config: VLMConfig,
     prompt: Prompt,
     images: UInt8[Array, "B H W 3"],
-    ids: Int[Array, "B G T"],
-    mask: Bool[Array, "B G T"],
+    parts: Sequence[tuple[Int[Array, "b G T"], Bool[Array, "b G T"]]],
     *,
     temperature: float,
     remat: bool = False,
-) -> Float[Array, "B G T"]:
-    """Log-probabilities of questions already asked (nats, at the sampling temperature), differentiable in params."""
+) -> list[Float[Array, "b G T"]]:
+    """Log-probabilities of questions already asked (nats, at the sampling temperature), differentiable in params.
+
+    parts: ids and masks, as `completion_logps` has them.
+    """
     features = encode_images(params, config, preprocess_on_device(config, images), remat=remat)
-    return completion_logps(params, config, prompt, features, ids, mask, temperature=temperature, remat=remat)
+    return completion_logps(params, config, prompt, features, parts, temperature=temperature, remat=remat)
 
 
 def ask_many(

@@ -6,6 +6,7 @@ about one image share what was computed of it. Log-probs are those of the distri
 the given temperature, with the image placeholders left out, in nats.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -77,6 +78,11 @@ class _Context(NamedTuple):
         """All that was read, as keys for tokens of completions of up to `longest`."""
         total = longest + sum(part.mask.shape[-1] for part in self.read)
         return [part.block(config, queries, total) for part in self.read]
+
+    def of(self, some: slice) -> "_Context":
+        """That of some of the B prompts."""
+        read = (_Read(r.keys[:, some], r.values[:, some], r.mask[some], r.positions[some]) for r in self.read)
+        return _Context(self.last[some], self.end[some], tuple(read))
 
 
 def _prefill(
@@ -237,28 +243,32 @@ def completion_logps(
     config: VLMConfig,
     prompt: Prompt,
     image_features: Float[Array, "B I D"],
-    ids: Int[Array, "B G T"],
-    mask: Bool[Array, "B G T"],
+    parts: Sequence[tuple[Int[Array, "b G T"], Bool[Array, "b G T"]]],
     *,
     temperature: float,
     remat: bool = False,
     tails: Prompt | None = None,
-) -> Float32[Array, "B G T"]:
+) -> list[Float32[Array, "b G T"]]:
     """Teacher-forced log-probs of given completions, 0 off the mask; differentiable.
 
-    ids: padded on the right. The prompt is computed once for its G rows. temperature 0 counts as 1. tails: as `sample`
-    has them.
+    parts: ids, padded on the right, and masks; the first b prompts are those of the first part, and so on. All prompts
+    are computed in one batch, each once for its G rows, and no part is padded to another's length. temperature 0 counts
+    as 1. tails: as `sample` has them.
     """
-    batch, rows, length = ids.shape
-    context = _prefill(params, config, prompt, image_features, tails, remat)
-    hidden = jnp.broadcast_to(context.last, (batch, rows, 1, context.last.shape[-1]))
-    if length > 1:
-        positions, masks = _after(config, context.end, mask[..., :-1])
-        blocks = context.blocks(config, positions, length)
-        x = gemma.embed(params["text"], ids[..., :-1])
-        x, _ = gemma.decode(params["text"], config.text, x, positions, masks, blocks, remat=remat)
-        hidden = jnp.concatenate([hidden, x], axis=2)
-    return jnp.where(mask, token_logps(params, config, hidden, ids, temperature=temperature), 0.0)
+    all_, found, first = _prefill(params, config, prompt, image_features, tails, remat), list[Array](), 0
+    for ids, mask in parts:
+        batch, rows, length = ids.shape
+        context, first = all_.of(slice(first, first + batch)), first + batch
+        hidden = jnp.broadcast_to(context.last, (batch, rows, 1, context.last.shape[-1]))
+        if length > 1:
+            positions, masks = _after(config, context.end, mask[..., :-1])
+            blocks = context.blocks(config, positions, length)
+            x = gemma.embed(params["text"], ids[..., :-1])
+            x, _ = gemma.decode(params["text"], config.text, x, positions, masks, blocks, remat=remat)
+            hidden = jnp.concatenate([hidden, x], axis=2)
+        logps = token_logps(params, config, hidden, ids, temperature=temperature)
+        found.append(jnp.where(mask, logps, 0.0))
+    return found
 
 
 def token_logps(

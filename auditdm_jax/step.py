@@ -13,13 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from auditdm_jax.answering import Translate
 from auditdm_jax.channels import Prober
 from auditdm_jax.collect import Batch, StepSettings, auditor_params, collect
 from auditdm_jax.collect_probes import collect_probes
+from auditdm_jax.layout import Spans
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.policy_gradient import policy_gradient_loss
 from auditdm_jax.rollout import question_logps
@@ -40,7 +42,8 @@ def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = 
         # Compiled once: every batch has one shape, and how many there are is decided outside.
         compiled = ask_once if translate or prober else jax.jit(ask_once)
         return partial(resampling_step, ask_once=compiled, cast=cast, settings=settings)
-    one: Callable = partial(audit_step, ask_once=ask_once, config=cast.auditor.config, settings=settings)
+    fixed: dict[str, Any] = dict(ask_once=ask_once, config=cast.auditor.config, settings=settings)
+    one: Callable = partial(audit_step, spans_of=prober.spans if prober else None, **fixed)
     if translate is None and prober is None:
         # Only what trains is donated and returned: the frozen arrays stay where they are, uncopied.
         one = jax.jit(one, donate_argnums=0)
@@ -75,13 +78,15 @@ def audit_step(
     ask_once: Callable,
     config: VLMConfig,
     settings: StepSettings,
+    spans_of: Callable[[int], Spans] | None = None,
 ) -> tuple[Trained, dict[str, Array], dict[str, Array]]:
-    """One update of the auditor with one batch of images. ask_once: `collect` or `collect_probes`.
+    """One update of the auditor with one batch of images. ask_once: `collect` or `collect_probes`. spans_of: the spans
+    of so many images, as `update` takes them.
 
     Every component of the reward is in the metrics; the record holds the questions and how each came out.
     """
     batch, memory, asked, record = ask_once(trained, frozen, images, step_key(trained))
-    trained, metrics = update(trained, frozen, config, batch, settings)
+    trained, metrics = update(trained, frozen, config, batch, settings, spans_of and spans_of(len(images)))
     return replace(trained, **memory), metrics | asked, record
 
 
@@ -126,14 +131,51 @@ def refill(batch: Batch, other: Batch) -> Batch:
     return jax.tree.map(lambda x: x[chosen], both)
 
 
-@partial(jax.jit, static_argnames=("config", "settings"))
+def rows_of(x: Shaped[Array, "*batch T"]) -> Shaped[Array, "N T"]:
+    return x.reshape(-1, x.shape[-1])
+
+
+def batch_logps(
+    params: Params, config: VLMConfig, batch: Batch, settings: StepSettings, spans: Spans | None
+) -> list[Float[Array, "n T"]]:
+    """Of what was written [B * G, T], and of the questions of new images [N * G, T'], where there are any.
+
+    All images and prompts are one batch; what follows them is computed span by span, each at its own length.
+    """
+    said, longest = batch.questions, batch.questions.ids.shape[-1]
+    shown, parts, order = (batch.prompt, batch.images), [(said.ids, said.mask)], None
+    if spans is not None:
+        order = np.concatenate([rows for rows, _ in spans])
+        shown = jax.tree.map(lambda x: x[order], shown)
+        parts = [(said.ids[np.array(rows), :, :end], said.mask[np.array(rows), :, :end]) for rows, end in spans]
+    count = len(parts)
+    if batch.new is not None:
+        new = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch.new.prompt, batch.new.images))
+        shown = jax.tree.map(lambda *x: jnp.concatenate(x), shown, new)
+        asked = batch.new.questions
+        parts.append((rows_of(asked.ids)[:, None], rows_of(asked.mask)[:, None]))
+    how: dict[str, Any] = dict(temperature=settings.grpo.temperature, remat=settings.remat)
+    found = question_logps(params, config, *shown, parts, **how)
+    if order is not None:
+        padded = [jnp.pad(x, ((0, 0), (0, 0), (0, longest - x.shape[-1]))) for x in found[:count]]
+        found[:count] = [jnp.concatenate(padded)[np.argsort(order)]]
+    return [rows_of(x) for x in found]
+
+
+@partial(jax.jit, static_argnames=("config", "settings", "spans"))
 def update(
-    trained: Trained, frozen: Frozen, config: VLMConfig, batch: Batch, settings: StepSettings
+    trained: Trained,
+    frozen: Frozen,
+    config: VLMConfig,
+    batch: Batch,
+    settings: StepSettings,
+    spans: Spans | None = None,
 ) -> tuple[Trained, dict[str, Array]]:
     """`num_iterations` policy-gradient updates with one batch of questions and their rewards.
 
     A new question of a new image has the reward of the command or caption that it followed, and so the advantage, where
-    that is within a group: the loss is the sum of both. Metrics are those of what was written first.
+    that is within a group: the loss is the sum of both. Metrics are those of what was written first. spans: how long
+    what was written of each image may be; by default as long as the longest.
     """
     # A constant that token losses are divided by is of each text its own limit, whatever a step's longest: a question
     # counts as much in a step that makes new images as in one that does not, and a caption no more for being long. Nor
@@ -146,41 +188,34 @@ def update(
         lengths += (question - batch.room)[:, None]
         if convention.loss_type == "dr_grpo":
             share = jnp.repeat(question / batch.room, batch.rewards.shape[1])[:, None]
-    parts = [(batch.prompt, batch.images, batch.questions)]
-    scored = [(batch.learned, batch.rewards, lengths, share)]
+    scored = [(batch.learned, batch.questions.logps, batch.rewards, lengths, share)]
     if batch.new is not None:
-        more = batch.new
-        prompt, images = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (more.prompt, more.images))
-        parts.append((prompt, images, jax.tree.map(lambda x: x.reshape(-1, 1, x.shape[-1]), more.questions)))
-        rewards = batch.rewards if more.groups is None else batch.rewards[more.groups]
-        scored.append((more.questions.mask, rewards, more.questions.mask.sum(-1), None))
-    rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+        asked, groups = batch.new.questions, batch.new.groups
+        rewards = batch.rewards if groups is None else batch.rewards[groups]
+        scored.append((asked.mask, asked.logps, rewards, asked.mask.sum(-1), None))
 
     def averaged_over(mask: Array) -> Array | int:
         return len(mask) if convention.averages_empty else jnp.maximum(mask.any(-1).sum(), 1)
 
-    def logps_of(params: Params) -> list[Array]:
-        logps = partial(question_logps, params, config, temperature=settings.grpo.temperature, remat=settings.remat)
-        return [rows(logps(prompt, images, said.ids, said.mask)) for prompt, images, said in parts]
-
-    ref_logps = logps_of(frozen.auditor) if convention.beta else [None] * len(parts)
+    logps_of = partial(batch_logps, config=config, batch=batch, settings=settings, spans=spans)
+    ref_logps = logps_of(frozen.auditor) if convention.beta else [None] * len(scored)
     # With one iteration the auditor that asked is the one that learns: its log-probs need no forward pass of their own.
     current = auditor_params(trained.auditor, frozen.auditor)
-    old_logps = [None] * len(parts) if convention.num_iterations == 1 else logps_of(current)
+    old_logps = [None] * len(scored) if convention.num_iterations == 1 else logps_of(current)
 
     def loss_of(trainable: Params) -> tuple[Array, dict[str, Array]]:
         found = []
         logps = logps_of(auditor_params(trainable, frozen.auditor))
-        given = zip(logps, old_logps, ref_logps, parts, scored, strict=True)
-        for new, old, ref, part, (learned, rewards, lengths, share) in given:
-            mask, sampled, group = rows(learned), rows(part[2].logps), settings.grpo.num_generations
+        given = zip(logps, old_logps, ref_logps, scored, strict=True)
+        for new, old, ref, (learned, sampled, rewards, lengths, share) in given:
+            mask, sampled, group = rows_of(learned), rows_of(sampled), settings.grpo.num_generations
             if share is not None:  # of the gradient
                 still = jax.lax.stop_gradient(new)
                 new = still + share * (new - still)
             spoken = {"sampling_logps": sampled, "lengths": lengths.reshape(-1)}
             loss, metrics = policy_gradient_loss(new, old, ref, mask, rewards.reshape(-1), group, convention, **spoken)
             # Each part is a mean of its own; a question counts as much, whichever part it is in.
-            loss *= averaged_over(mask) / averaged_over(rows(batch.learned))
+            loss *= averaged_over(mask) / averaged_over(rows_of(batch.learned))
             drift = jnp.where(mask, jnp.abs((new if old is None else old) - sampled), 0.0)
             metrics |= {"sampling/drift_max": drift.max(), "sampling/drift_mean": drift.sum() / mask.sum()}
             found.append((loss, metrics))

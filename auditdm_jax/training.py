@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import UInt8
 
 from auditdm_jax.alarms import duplicates
 from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.checkpoint import Checkpointer
 from auditdm_jax.collect import StepSettings
-from auditdm_jax.compiling import compile_ahead
 from auditdm_jax.config import TrainConfig
 from auditdm_jax.critic import FILE as CRITIC
 from auditdm_jax.critic import ignorant, write_critic
@@ -25,7 +26,7 @@ from auditdm_jax.data import ImageSource, Source, open_images, reasons
 from auditdm_jax.errors import UserError
 from auditdm_jax.files import atomic_folder, lock_folder
 from auditdm_jax.health import weight_warnings
-from auditdm_jax.heldout import probe
+from auditdm_jax.heldout import for_probe, probe
 from auditdm_jax.joint import make_joint_step
 from auditdm_jax.layout import used_by_all
 from auditdm_jax.log import Log
@@ -162,9 +163,9 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
     translate = None if share_tokens(players) else retokenizer(players)
     every = config.probing.every
     if len(runs) == 1:
-        asking = make_step(cast, settings, translate) if every > 1 else None
-        step: Any = one_run(make_step(cast, settings, translate, prober))
-        between = one_run(asking) if asking else step
+        whole, asking = make_step(cast, settings, translate, prober), make_step(cast, settings, translate)
+        step: Any = one_run(whole)
+        between = one_run(asking) if every > 1 else step
         look = one_run(make_look(cast, settings, translate, prober)) if prober else step
     elif not (translate or prober or settings.grpo.max_resamples or any(run.first != first for run in runs)):
         step = between = look = make_joint_step(cast, settings)
@@ -190,9 +191,9 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                 log.flush()
                 log.write(number, row)
 
-        if prober and not translate and first < config.steps:
+        if every > 1 and not translate and first < config.steps:
             blank = np.zeros((config.images_per_step, *[input_size(players)] * 2, 3), np.uint8)
-            compile_ahead(cast, settings, prober, asking, states[0], blank)
+            compile_ahead(whole, asking, states[0], blank)
         if first == 0:
             log_probes(0)
         for number in range(first + 1, config.steps + 1):
@@ -210,6 +211,19 @@ def train_jointly(configs: Sequence[TrainConfig]) -> list[Path]:
                     log.flush()
                     run.save(number, state)
     return [run.close(state, players.auditor) for run, state in zip(runs, states, strict=True)]
+
+
+def compile_ahead(step: Callable, asking: Callable, state: AuditState, images: UInt8[np.ndarray, "B H W 3"]) -> None:
+    """Compiles a step that makes new images, and `asking`, one that makes none, by taking each; what they compute is
+    not kept.
+
+    The first is several compiled functions with the renderer between, the second a large one: what one leaves idle of
+    the cores, before it generates code, the other uses. More of them at a time would take longer on two cores.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        aside = thread.submit(asking, for_probe(state), images)
+        step(for_probe(state), images)
+        aside.result()
 
 
 def one_run(step: Callable) -> Callable:

@@ -1,5 +1,7 @@
 """The auditor's channels: who writes what, what is asked of which image, and what earns nothing."""
 
+import logging
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -13,14 +15,13 @@ from auditdm_jax import training
 from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.collect import collect
 from auditdm_jax.collect_probes import collect_probes, judged_compiled
-from auditdm_jax.compiling import compile_ahead
 from auditdm_jax.config import CHANNELS, Models, Probing, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.layout import layout
 from auditdm_jax.reward import Reward
 from auditdm_jax.rollout import decode, question_logps, words_of
 from auditdm_jax.scenes.dataset import SceneSource, scenes_of
-from auditdm_jax.step import make_step, update
+from auditdm_jax.step import batch_logps, make_step, update
 from auditdm_jax.studio import Studio
 from auditdm_jax.topics import topics_of
 
@@ -197,11 +198,11 @@ def test_new_questions_of_new_images_are_credited_and_old_ones_are_not(parts, st
     np.testing.assert_allclose(gradient_norm(unasked), gradient_norm(batch._replace(new=None)), rtol=1e-4)
     assert abs(gradient_norm(batch) / gradient_norm(unasked) - 1) > 0.05
     asked, config = batch.new.questions, players.auditor.config
-    logps_of = jax.jit(lambda params, *given: question_logps(params, config, *given, temperature=1.0))
+    logps_of = jax.jit(lambda params, *given: question_logps(params, config, *given, temperature=1.0)[0])
     for generation in range(GENERATIONS):
         of_one = jax.tree.map(lambda x, g=generation: x[:, g], (batch.new.prompt, batch.new.images))
         questions = asked.ids[:, generation, None], asked.mask[:, generation, None]
-        logps = logps_of(players.auditor.params, *of_one, *questions)
+        logps = logps_of(players.auditor.params, *of_one, [questions])
         shown = np.asarray(asked.mask[:, generation])
         sampled = np.where(shown, np.asarray(asked.logps[:, generation]), 0)
         np.testing.assert_allclose(np.where(shown, np.asarray(logps[:, 0]), 0), sampled, atol=2e-4)
@@ -257,17 +258,50 @@ def test_topics_begin_what_is_asked_of_the_images_themselves(parts, started, ima
     assert np.asarray(batch.learned)[asks, :, 2].all()
 
 
-def test_three_steps_are_compiled_ahead(parts, started):
+@pytest.mark.parametrize("preset", ["dr_grpo@auditdm", "gspo@trl"])
+def test_each_text_is_computed_at_its_own_length(parts, started, images, preset):
+    """Questions padded to a caption's length or not have the log-probabilities that the sampler had, and the
+    gradient is the same; so it is where each image's prompt is computed apart from the others."""
+    _, players, _, prober = parts
+    settings, state = started
+    settings = replace(settings, grpo=replace(settings.grpo, preset=preset))
+    batch, spans = graded(parts, settings, state, images), prober.spans(IMAGES)
+    assert [tokens for _, tokens in spans] == [settings.max_question_tokens, ALL.max_caption_tokens]
+    params, config = players.auditor.params, players.auditor.config
+    short, new = batch_logps(params, config, batch, settings, spans)
+    for mask, sampled, logps in ((batch.questions, batch.questions, short), (batch.new.questions,) * 2 + (new,)):
+        shown = np.asarray(mask.mask).reshape(logps.shape)
+        assert shown.any()
+        expected = np.where(shown, np.asarray(sampled.logps).reshape(logps.shape), 0)
+        np.testing.assert_allclose(logps, expected, atol=2e-4)
+
+    def found(batch, spans=None):
+        metrics = update(state.trained, state.frozen, config, batch, settings, spans)[1]
+        return [float(metrics[name]) for name in ("grad_norm", "loss", "sampling/drift_mean")]
+
+    np.testing.assert_allclose(found(batch, spans), found(batch), rtol=1e-4, atol=1e-6)
+    longest = batch_logps(params, config, batch, settings, None)
+    np.testing.assert_allclose(short, longest[0], atol=1e-5)
+    np.testing.assert_allclose(new, longest[1], atol=1e-5)
+
+
+def test_steps_are_compiled_ahead(parts, started, caplog):
     """The renderer's images are bound to a device, and what a step returns with them: its first state must be too, and
     the blank images that all is compiled with."""
     _, _, cast, prober = parts
     settings, state = started
-    prober = replace(prober)  # of which nothing is compiled yet
+    step, asking = make_step(cast, settings, None, replace(prober)), make_step(cast, settings)
     update.clear_cache(), judged_compiled.clear_cache()
-    sizes = lambda: [function._cache_size() for function in (update, judged_compiled, *prober.compiled)]  # noqa: E731
-    step, source = make_step(cast, settings, None, prober), SceneSource("train", 0, IMAGES)
-    compile_ahead(cast, settings, prober, None, state, np.zeros_like(next(source)["image"]))
-    assert sizes() == [1, 1, 1, 1]
-    for _ in range(3):
-        state, _, _ = step(state, next(source)["image"])
-        assert sizes() == [1, 1, 1, 1]
+    source = SceneSource("train", 0, IMAGES)
+
+    def compiled():
+        done = [re.match(r"Finished XLA compilation of jit\((\w+)\)", message) for message in caplog.messages]
+        caplog.clear()
+        return sorted({"audit_step", "update", "judged", "_write", "_follow"} & {found[1] for found in done if found})
+
+    caplog.set_level(logging.DEBUG, "jax._src.dispatch")  # of all threads
+    training.compile_ahead(step, asking, state, np.zeros_like(next(source)["image"]))
+    assert compiled() == ["_follow", "_write", "audit_step", "judged", "update"]
+    for now in (step, asking, step, asking, step):
+        state, _, _ = now(state, next(source)["image"])
+    assert compiled() == []

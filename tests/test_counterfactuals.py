@@ -85,6 +85,19 @@ def test_micro_batches_give_what_one_batch_gives(load, capsys):
     assert "0/3" in shown  # what follows may be too fast to be drawn
 
 
+def test_an_image_with_several_commands_is_encoded_once(load):
+    """The pipeline's own way encodes it for each command; what it makes of them is the same, bit by bit."""
+    renderer, prompts = load("FluxKontextPipeline"), [*PROMPTS, "a"]
+    images = pictures(2)[jnp.array([0, 0, 1, 0])]
+    encoded = []
+    renderer.pipeline.vae.encoder.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
+    edited = render(renderer, prompts, [1, 2, 3, 4], images)
+    assert encoded == [1, 1, 1]
+    renderer._latents = lambda images: images
+    np.testing.assert_array_equal(render(renderer, prompts, [1, 2, 3, 4], images), edited)
+    assert encoded == [1] * 7
+
+
 def test_qwen_renders_one_at_a_time_and_says_why(load):
     with pytest.warns(UserWarning, match="one image at a time: it shows"):
         assert load("QwenImageEditPipeline", micro_batch_size=2).micro_batch_size == 1

@@ -104,7 +104,7 @@ def test_remat_keeps_fewer_activations_of_the_vision_tower(vlm, learns):
         params = vlm.params | {"vision": vision}
         if learns == "answers":
             return batch_loss(params, vlm.config, batch, remat)
-        return question_logps(params, vlm.config, prompt, IMAGES, ids, ids > 0, temperature=1.0, remat=remat)
+        return question_logps(params, vlm.config, prompt, IMAGES, [(ids, ids > 0)], temperature=1.0, remat=remat)
 
     def kept(remat):
         left = jax.eval_shape(lambda vision: jax.vjp(lambda v: learned(v, remat), vision)[1], vlm.params["vision"])

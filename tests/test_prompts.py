@@ -118,7 +118,7 @@ def test_prompts_of_several_instructions(vlm):
         assert prompts.attention_mask[number, -len(row) :].all()
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8))
     greedy = dict(num_generations=1, max_new_tokens=5, temperature=0.0)
-    logps_of = jax.jit(lambda params, *given: question_logps(params, vlm.config, *given, temperature=1.0))
+    logps_of = jax.jit(lambda params, *given: question_logps(params, vlm.config, *given, temperature=1.0)[0])
     both = ask(vlm.params, vlm.config, prompt_rows(prompts, jnp.array([1, 0])), images, jax.random.key(0), **greedy)
     for image, instruction in enumerate(reversed(instructions)):
         alone = instruction_prompts(vlm, [instruction])
@@ -126,7 +126,7 @@ def test_prompts_of_several_instructions(vlm):
         own = ask(vlm.params, vlm.config, prompt_rows(alone, jnp.array([0])), one, jax.random.key(0), **greedy)
         np.testing.assert_array_equal(both.ids[image], own.ids[0])
         np.testing.assert_allclose(both.logps[image], own.logps[0], atol=1e-4)
-        logps = logps_of(vlm.params, prompt_rows(prompts, jnp.array([1 - image])), one, own.ids, own.mask)
+        logps = logps_of(vlm.params, prompt_rows(prompts, jnp.array([1 - image])), one, [(own.ids, own.mask)])
         np.testing.assert_allclose(logps, own.logps, atol=1e-4)
 
 

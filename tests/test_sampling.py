@@ -1,6 +1,7 @@
 """Sampling: caches, padding, end tokens, log-probs and their gradient, against plain teacher forcing."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -76,16 +77,22 @@ def test_logps_equal_teacher_forcing(case, beyond_prompt):
         window = prompt.input_ids.shape[1] + beyond_prompt
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, sliding_window=window))
     done = draw(case, config=config)
+    whole = done.ids, done.mask
 
     @jax.jit
     def both(params):
-        args = (params, config, prompt, features, done.ids, done.mask)
         plain = uncached_logps(case, params, done.ids, 0.7, config)
-        return completion_logps(*args, temperature=0.7), jnp.where(done.mask, plain, 0.0)
+        # The first prompt's completions, and of the others less and fewer.
+        apart = [tuple(x[:1] for x in whole), tuple(x[1:, :2, :3] for x in whole)]
+        logps_of = partial(completion_logps, params, config, prompt, features, temperature=0.7)
+        return logps_of([whole]), logps_of(apart), plain
 
-    forced, plain = both(vlm.params)
+    (forced,), (first, others), plain = both(vlm.params)
+    plain = jnp.where(done.mask, plain, 0.0)
     np.testing.assert_allclose(done.logps, forced, atol=1e-5)
     np.testing.assert_allclose(forced, plain, atol=1e-5)
+    np.testing.assert_allclose(first, plain[:1], atol=1e-5)
+    np.testing.assert_allclose(others, plain[1:, :2, :3], atol=1e-5)
 
 
 def test_gradient_equals_that_of_the_definition(case):
@@ -95,8 +102,8 @@ def test_gradient_equals_that_of_the_definition(case):
     weights = jax.random.normal(jax.random.key(1), done.mask.shape) * done.mask
 
     def shared(params, remat):
-        args = (params, vlm.config, prompt, features, done.ids, done.mask)
-        return jnp.sum(weights * completion_logps(*args, temperature=0.7, remat=remat))
+        args = (params, vlm.config, prompt, features, [(done.ids, done.mask)])
+        return jnp.sum(weights * completion_logps(*args, temperature=0.7, remat=remat)[0])
 
     def plain(params):
         return jnp.sum(weights * uncached_logps(case, params, done.ids, 0.7))
@@ -130,8 +137,8 @@ def test_tails_behind_a_shared_prompt_count_as_prompts_of_their_own(case, window
     weights, written = jax.random.normal(jax.random.key(1), done.mask.shape) * done.mask, done.ids.reshape(6, 1, -1)
 
     def shared(params):
-        args = (params, config, prompt, features, done.ids, done.mask)
-        logps = completion_logps(*args, temperature=0.7, tails=tails)
+        args = (params, config, prompt, features, [(done.ids, done.mask)])
+        (logps,) = completion_logps(*args, temperature=0.7, tails=tails)
         return jnp.sum(weights * logps), logps
 
     def definition(params):
@@ -252,6 +259,6 @@ def test_a_real_loop_over_layers_gives_the_same(case, monkeypatch):
     done = draw(case)
     monkeypatch.setattr(layers, "UNROLL_UP_TO", 0)
     monkeypatch.setattr(gemma, "UNROLL_UP_TO", 0)
-    args = (vlm.params, vlm.config, prompt, features, done.ids, done.mask)
-    forced = jax.jit(completion_logps, static_argnames=("config", "temperature"))(*args, temperature=0.7)
+    args = (vlm.params, vlm.config, prompt, features, [(done.ids, done.mask)])
+    (forced,) = jax.jit(completion_logps, static_argnames=("config", "temperature"))(*args, temperature=0.7)
     np.testing.assert_allclose(done.logps, forced, atol=1e-5)

@@ -42,8 +42,8 @@ def climbed(parts, trainable, objective):
 
     def value(trainable):
         params = auditor_params(trainable, state.frozen.auditor)
-        given = (batch.prompt, batch.images, batch.questions.ids, batch.questions.mask)
-        logps = question_logps(params, config, *given, temperature=1.0)
+        given = (batch.prompt, batch.images, [(batch.questions.ids, batch.questions.mask)])
+        (logps,) = question_logps(params, config, *given, temperature=1.0)
         return jnp.where(batch.questions.mask, objective(logps), 0.0).sum() / (B * G * T)
 
     return jax.tree.map(lambda x, slope: x + RATE * slope, trainable, jax.jit(jax.grad(value))(trainable))
