@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from auditdm_jax.conventions import GRPO
-from auditdm_jax.errors import UserError, at_least_one, check_seed
+from auditdm_jax.errors import UserError, at_least_one, check_name, check_seed
 from auditdm_jax.places import at_home, images_from_anywhere, name_from_anywhere
 from auditdm_jax.prompts import CAPTION_INSTRUCTION, COMMAND_INSTRUCTION, QUESTION_INSTRUCTION
 from auditdm_jax.reward import Reward
@@ -156,6 +156,7 @@ class RunPaths:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_name(self.name)
         at_home(self, "out")
 
 
@@ -239,8 +240,7 @@ class AuditConfig(RunPaths):
     (of a run that has topics, see reward.topic-share). Topics are asked where the critic finds them worth it, the
     cheapest first, as long as they cost 2 % of the failures, and where they cost little."""
     batch_size: int = 256
-    """Images that go through a model at once; the auditor writes the candidates of all of them at once. What came of a
-    batch's topics counts when the next batch's are chosen."""
+    """Images that go through a model at once. What came of a batch's topics counts when the next one's are chosen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

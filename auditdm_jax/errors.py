@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import get_args
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -49,6 +50,12 @@ def check_seed(seed: int) -> None:
     """Raises UserError for a seed that is no number from 0 to 2^31 - 1."""
     if not 0 <= seed < 2**31:
         raise UserError(f"seed is {seed}: it must be from 0 to {2**31 - 1}")
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for one that is no folder of its own."""
+    if Path(name) == Path():
+        raise UserError("name is empty: give the run one, of its folder")
 
 
 def is_disk_full(error: BaseException) -> bool:

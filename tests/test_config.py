@@ -72,6 +72,13 @@ def test_numbers_that_cannot_be_are_named(config, wrong):
         config(**wrong)
 
 
+@pytest.mark.parametrize("config", [TrainConfig, AuditConfig, RectifyConfig])
+@pytest.mark.parametrize("name", ["", ".", "./"])
+def test_a_run_has_a_folder_of_its_own(config, name):
+    with pytest.raises(UserError, match=r"^name is empty: [^\n]+$"):
+        config(name=name)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
