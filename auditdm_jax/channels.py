@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, UInt8, UInt32
 from auditdm_jax.checks import Faults
 from auditdm_jax.choice import Choice
 from auditdm_jax.config import Probing, TrainConfig
-from auditdm_jax.layout import QUESTION, Layout, Spans, layout, probes_of
+from auditdm_jax.layout import QUESTION, Layout, layout, probes_of
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.models.vlm import VLM
 from auditdm_jax.prompts import texts_of
@@ -294,10 +294,6 @@ class Prober:
                 asks = self._chosen(self.choice, *given, np.full(len(rows), QUESTION), tokens, 0.0)
             asked = jax.tree.map(lambda all_, some: all_.at[rows].set(some), asked, asks)
         return asked
-
-    def spans(self, images: int) -> Spans:
-        """Which of a batch's images are written of in how many tokens."""
-        return layout(self.probing, images).spans(self.limits)
 
     def question_prompt(self, images: int) -> Prompt:
         """[images, P]: the prompt of a question of each image."""

@@ -21,7 +21,7 @@ from auditdm_jax.answering import Translate
 from auditdm_jax.channels import Prober
 from auditdm_jax.collect import Batch, StepSettings, auditor_params, collect
 from auditdm_jax.collect_probes import collect_probes
-from auditdm_jax.layout import Spans
+from auditdm_jax.layout import Spans, layout
 from auditdm_jax.models.multimodal import VLMConfig
 from auditdm_jax.policy_gradient import policy_gradient_loss
 from auditdm_jax.rollout import question_logps
@@ -42,8 +42,8 @@ def make_step(cast: Cast, settings: StepSettings, translate: Translate | None = 
         # Compiled once: every batch has one shape, and how many there are is decided outside.
         compiled = ask_once if translate or prober else jax.jit(ask_once)
         return partial(resampling_step, ask_once=compiled, cast=cast, settings=settings)
-    fixed: dict[str, Any] = dict(ask_once=ask_once, config=cast.auditor.config, settings=settings)
-    one: Callable = partial(audit_step, spans_of=prober.spans if prober else None, **fixed)
+    fixed: dict[str, Any] = dict(config=cast.auditor.config, settings=settings, prober=prober)
+    one: Callable = partial(audit_step, ask_once=ask_once, **fixed)
     if translate is None and prober is None:
         # Only what trains is donated and returned: the frozen arrays stay where they are, uncopied.
         one = jax.jit(one, donate_argnums=0)
@@ -78,15 +78,15 @@ def audit_step(
     ask_once: Callable,
     config: VLMConfig,
     settings: StepSettings,
-    spans_of: Callable[[int], Spans] | None = None,
+    prober: Prober | None = None,
 ) -> tuple[Trained, dict[str, Array], dict[str, Array]]:
-    """One update of the auditor with one batch of images. ask_once: `collect` or `collect_probes`. spans_of: the spans
-    of so many images, as `update` takes them.
+    """One update of the auditor with one batch of images. ask_once: `collect`, or `collect_probes` of the prober.
 
     Every component of the reward is in the metrics; the record holds the questions and how each came out.
     """
     batch, memory, asked, record = ask_once(trained, frozen, images, step_key(trained))
-    trained, metrics = update(trained, frozen, config, batch, settings, spans_of and spans_of(len(images)))
+    spans = layout(prober.probing, len(images)).spans(prober.limits) if prober else None
+    trained, metrics = update(trained, frozen, config, batch, settings, spans)
     return replace(trained, **memory), metrics | asked, record
 
 
@@ -138,7 +138,7 @@ def rows_of(x: Shaped[Array, "*batch T"]) -> Shaped[Array, "N T"]:
 def batch_logps(
     params: Params, config: VLMConfig, batch: Batch, settings: StepSettings, spans: Spans | None
 ) -> list[Float[Array, "n T"]]:
-    """Of what was written [B * G, T], and of the questions of new images [N * G, T'], where there are any.
+    """Log-probs (nats) of what was written [B * G, T], and of the questions of new images [N * G, T'] if there are any.
 
     All images and prompts are one batch; what follows them is computed span by span, each at its own length.
     """

@@ -1,5 +1,7 @@
 """Whole runs through the channels: which step takes which, what is resumed, what is audited."""
 
+import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +10,16 @@ import numpy as np
 import pytest
 
 from auditdm_jax import audit, training
+from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.choice import Choice
 from auditdm_jax.collect_probes import judged_compiled
 from auditdm_jax.config import CHANNELS, AuditConfig, Models, Probing, RenderSettings, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.files import read_jsonl
 from auditdm_jax.models.vlm import VLM
-from auditdm_jax.step import update
+from auditdm_jax.scenes.dataset import SceneSource
+from auditdm_jax.step import make_step, update
+from auditdm_jax.studio import Studio
 
 
 @pytest.fixture
@@ -74,3 +79,27 @@ def test_a_run_through_all_channels_audits_and_resumes_exactly(whole, tmp_path, 
     assert sum(learned[0]) + learned[1][0] == summary["channels"]["question"]["claimed"]["count"]
     assert set(summary["files"]) == {"discoveries", "questions", "sensitivity"}
     assert sum(summary["outcomes"].values()) == 9
+
+
+def test_steps_are_compiled_ahead(whole, caplog):
+    """The renderer's images are bound to a device, and what a step returns with them: its first state must be too, and
+    the blank images that all is compiled with."""
+    players, settings = training.load_players(whole), training.step_settings(whole)
+    cast = training.cast_of(players, instructions_of(whole))
+    prober = Prober.of_run(whole, players.auditor, cast.auditor.prompts, 1.0, Studio.load(whole.probing))
+    state = training.initial_state(whole, players, settings.optimizer)
+    step, asking = make_step(cast, settings, None, prober), make_step(cast, settings)
+    update.clear_cache(), judged_compiled.clear_cache()
+    source = SceneSource("train", 0, whole.images_per_step)
+
+    def compiled():
+        done = [re.match(r"Finished XLA compilation of jit\((\w+)\)", message) for message in caplog.messages]
+        caplog.clear()
+        return sorted({"audit_step", "update", "judged", "_write", "_follow"} & {found[1] for found in done if found})
+
+    caplog.set_level(logging.DEBUG, "jax._src.dispatch")  # of all threads
+    training.compile_ahead(step, asking, state, np.zeros_like(next(source)["image"]))
+    assert compiled() == ["_follow", "_write", "audit_step", "judged", "update"]
+    for now in (step, asking, step, asking, step):
+        state, _, _ = now(state, next(source)["image"])
+    assert compiled() == []

@@ -1,7 +1,5 @@
 """The auditor's channels: who writes what, what is asked of which image, and what earns nothing."""
 
-import logging
-import re
 from dataclasses import replace
 from functools import partial
 
@@ -14,14 +12,14 @@ from auditdm_jax import collect_probes as collect_probes_module
 from auditdm_jax import training
 from auditdm_jax.channels import Prober, instructions_of
 from auditdm_jax.collect import collect
-from auditdm_jax.collect_probes import collect_probes, judged_compiled
+from auditdm_jax.collect_probes import collect_probes
 from auditdm_jax.config import CHANNELS, Models, Probing, TrainConfig
 from auditdm_jax.conventions import GRPO
 from auditdm_jax.layout import layout
 from auditdm_jax.reward import Reward
 from auditdm_jax.rollout import decode, question_logps, words_of
-from auditdm_jax.scenes.dataset import SceneSource, scenes_of
-from auditdm_jax.step import batch_logps, make_step, update
+from auditdm_jax.scenes.dataset import scenes_of
+from auditdm_jax.step import batch_logps, update
 from auditdm_jax.studio import Studio
 from auditdm_jax.topics import topics_of
 
@@ -260,20 +258,19 @@ def test_topics_begin_what_is_asked_of_the_images_themselves(parts, started, ima
 
 @pytest.mark.parametrize("preset", ["dr_grpo@auditdm", "gspo@trl"])
 def test_each_text_is_computed_at_its_own_length(parts, started, images, preset):
-    """Questions padded to a caption's length or not have the log-probabilities that the sampler had, and the
-    gradient is the same; so it is where each image's prompt is computed apart from the others."""
+    """Questions padded to a caption's length or not: they have the log-probabilities that the sampler had, and the
+    gradient is the same."""
     _, players, _, prober = parts
     settings, state = started
     settings = replace(settings, grpo=replace(settings.grpo, preset=preset))
-    batch, spans = graded(parts, settings, state, images), prober.spans(IMAGES)
+    batch, spans = graded(parts, settings, state, images), layout(ALL, IMAGES).spans(prober.limits)
     assert [tokens for _, tokens in spans] == [settings.max_question_tokens, ALL.max_caption_tokens]
     params, config = players.auditor.params, players.auditor.config
     short, new = batch_logps(params, config, batch, settings, spans)
-    for mask, sampled, logps in ((batch.questions, batch.questions, short), (batch.new.questions,) * 2 + (new,)):
-        shown = np.asarray(mask.mask).reshape(logps.shape)
-        assert shown.any()
-        expected = np.where(shown, np.asarray(sampled.logps).reshape(logps.shape), 0)
-        np.testing.assert_allclose(logps, expected, atol=2e-4)
+    for said, logps in ((batch.questions, short), (batch.new.questions, new)):
+        mask, sampled = (np.asarray(x).reshape(logps.shape) for x in (said.mask, said.logps))
+        assert mask.any()
+        np.testing.assert_allclose(logps, np.where(mask, sampled, 0), atol=2e-4)
 
     def found(batch, spans=None):
         metrics = update(state.trained, state.frozen, config, batch, settings, spans)[1]
@@ -283,25 +280,3 @@ def test_each_text_is_computed_at_its_own_length(parts, started, images, preset)
     longest = batch_logps(params, config, batch, settings, None)
     np.testing.assert_allclose(short, longest[0], atol=1e-5)
     np.testing.assert_allclose(new, longest[1], atol=1e-5)
-
-
-def test_steps_are_compiled_ahead(parts, started, caplog):
-    """The renderer's images are bound to a device, and what a step returns with them: its first state must be too, and
-    the blank images that all is compiled with."""
-    _, _, cast, prober = parts
-    settings, state = started
-    step, asking = make_step(cast, settings, None, replace(prober)), make_step(cast, settings)
-    update.clear_cache(), judged_compiled.clear_cache()
-    source = SceneSource("train", 0, IMAGES)
-
-    def compiled():
-        done = [re.match(r"Finished XLA compilation of jit\((\w+)\)", message) for message in caplog.messages]
-        caplog.clear()
-        return sorted({"audit_step", "update", "judged", "_write", "_follow"} & {found[1] for found in done if found})
-
-    caplog.set_level(logging.DEBUG, "jax._src.dispatch")  # of all threads
-    training.compile_ahead(step, asking, state, np.zeros_like(next(source)["image"]))
-    assert compiled() == ["_follow", "_write", "audit_step", "judged", "update"]
-    for now in (step, asking, step, asking, step):
-        state, _, _ = now(state, next(source)["image"])
-    assert compiled() == []

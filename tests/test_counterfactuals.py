@@ -87,9 +87,8 @@ def test_micro_batches_give_what_one_batch_gives(load, capsys):
 
 def test_an_image_with_several_commands_is_encoded_once(load):
     """The pipeline's own way encodes it for each command; what it makes of them is the same, bit by bit."""
-    renderer, prompts = load("FluxKontextPipeline"), [*PROMPTS, "a"]
+    renderer, prompts, encoded = load("FluxKontextPipeline"), [*PROMPTS, "a"], []
     images = pictures(2)[jnp.array([0, 0, 1, 0])]
-    encoded = []
     renderer.pipeline.vae.encoder.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
     edited = render(renderer, prompts, [1, 2, 3, 4], images)
     assert encoded == [1, 1, 1]
